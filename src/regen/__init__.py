@@ -1,0 +1,23 @@
+"""REGEN: video embedders with a re-generative decoder (ICCV 2025). See README.md."""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from regen.models.autoencoder import AutoencoderREGEN
+    from regen.models.loading import load_model
+
+__version__ = "0.1.0"
+__all__ = ["AutoencoderREGEN", "__version__", "load_model"]
+
+
+def __getattr__(name: str) -> Any:
+    # Imported on first use: torch and diffusers take seconds, `regen --help` must not.
+    if name == "AutoencoderREGEN":
+        from regen.models.autoencoder import AutoencoderREGEN
+
+        return AutoencoderREGEN
+    if name == "load_model":
+        from regen.models.loading import load_model
+
+        return load_model
+    raise AttributeError(f"module 'regen' has no attribute {name!r}")

@@ -1,0 +1,55 @@
+"""How a video of any length is cut into chunks of k + 1 frames; pure arithmetic on frame counts and times.
+
+Every chunk becomes two latent frames (content, motion); a last chunk of one frame is an image and becomes one (content).
+A last chunk of 2..k frames is filled up by repeating its last frame and decoded at its true times only.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True)
+class ChunkGeometry:
+    """Frames <-> latent frames for a temporal compression ratio k."""
+
+    temporal_compression_ratio: int
+
+    @property
+    def chunk_length(self) -> int:
+        return self.temporal_compression_ratio + 1
+
+    def chunk_sizes(self, num_frames: int) -> list[int]:
+        """Frames in each chunk: `[k + 1, ..., k + 1, rest]`."""
+        if num_frames < 1:
+            raise ValueError(f"a video needs at least 1 frame, got {num_frames}")
+        full, rest = divmod(num_frames, self.chunk_length)
+        return [self.chunk_length] * full + ([rest] if rest else [])
+
+    def num_latent_frames(self, num_frames: int) -> int:
+        return sum(1 if size == 1 else 2 for size in self.chunk_sizes(num_frames))
+
+    def max_num_frames(self, num_latent_frames: int) -> int:
+        """The most frames that many latent frames stand for."""
+        if num_latent_frames < 1:
+            raise ValueError(f"expected at least 1 latent frame, got {num_latent_frames}")
+        return num_latent_frames // 2 * self.chunk_length + num_latent_frames % 2
+
+    def check_num_frames(self, num_frames: int, num_latent_frames: int) -> None:
+        expected = self.num_latent_frames(num_frames)
+        if expected != num_latent_frames:
+            raise ValueError(
+                f"{num_frames} frames take {expected} latent frames at ratio {self.temporal_compression_ratio}, "
+                f"got {num_latent_frames}: give the num_frames that was encoded "
+                f"(at most {self.max_num_frames(num_latent_frames)})"
+            )
+
+    def locate(self, frame_times: torch.Tensor, num_latent_frames: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Times of the whole video `[F]`, in frames -> (chunk index `[F]`, time within that chunk `[F]`).
+
+        A time between two chunks goes to the nearer one; times before the first or after the last extrapolate from it.
+        """
+        num_chunks = math.ceil(num_latent_frames / 2)
+        chunk = torch.floor((frame_times + 0.5) / self.chunk_length).clamp(0, num_chunks - 1).long()
+        return chunk, frame_times - chunk * self.chunk_length

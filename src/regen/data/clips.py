@@ -1,0 +1,155 @@
+"""Folders of clips and photos -> decoded frames on disk, memory-mapped.
+
+Every file is decoded once, its short side brought down to `max_short_side`, and kept as one uint8 `[T, H, W, 3]` `.npy`
+in the cache folder, so that training reads random frames without decoding. What cannot be read is skipped, counted, named.
+"""
+
+import csv
+import hashlib
+import os
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+from regen.video import PICTURE_SUFFIXES, VIDEO_SUFFIXES, VideoError, open_video
+
+
+@dataclass(frozen=True)
+class Clip:
+    """One decoded file; `source` groups pieces of one recording (the file itself where no manifest names it)."""
+
+    path: Path
+    source: str
+    array_path: Path
+    is_photo: bool
+
+    def frames(self) -> np.ndarray:
+        """uint8 `[T, H, W, 3]`, memory-mapped."""
+        return np.load(self.array_path, mmap_mode="r")
+
+
+@dataclass(frozen=True)
+class ClipSet:
+    clips: list[Clip]
+    skipped: list[str]  # one line each: path and reason
+
+
+def find_media(folders: list[Path]) -> list[Path]:
+    """All clips and photos below `folders`, sorted. Raises ValueError for a missing or empty folder."""
+    found: list[Path] = []
+    for folder in folders:
+        if not folder.is_dir():
+            raise ValueError(f"{folder} is not a folder: --data takes folders of clips and photos")
+        inside = [
+            path
+            for path in sorted(folder.rglob("*"))
+            if path.suffix.lower() in VIDEO_SUFFIXES | PICTURE_SUFFIXES and not path.name.startswith(".")
+        ]
+        if not inside:
+            raise ValueError(f"{folder} holds no clips or photos ({', '.join(sorted(VIDEO_SUFFIXES))}, ...)")
+        found += inside
+    return found
+
+
+def read_sources(folders: list[Path]) -> dict[str, str]:
+    """`folder/file name` -> source, from a `manifest.csv` with columns file and source in a folder or beside it."""
+    sources: dict[str, str] = {}
+    for folder in folders:
+        for manifest in (folder / "manifest.csv", folder.parent / "manifest.csv"):
+            if manifest.is_file():
+                with manifest.open(newline="") as file:
+                    for row in csv.DictReader(file):
+                        if row.get("file") and row.get("source"):
+                            sources[str(manifest.parent.resolve() / row["file"])] = row["source"]
+                break
+    return sources
+
+
+def _decode(path: Path, array_path: Path, max_short_side: int, max_frames: int) -> str | None:
+    """Decode one file into the cache; the reason where it cannot be read, else None."""
+    try:
+        frames = []
+        with open_video(path) as reader:
+            scale = min(1.0, max_short_side / min(reader.info.width, reader.info.height))
+            size = (round(reader.info.width * scale), round(reader.info.height * scale))
+            for frame in reader:
+                picture = Image.fromarray(frame.pixels)
+                frames.append(np.asarray(picture if scale == 1 else picture.resize(size, Image.Resampling.LANCZOS)))
+                if len(frames) == max_frames:
+                    break
+    except VideoError as error:
+        return str(error)
+    temporary = array_path.with_suffix(f".{os.getpid()}.tmp")
+    with temporary.open("wb") as file:
+        np.save(file, np.stack(frames))
+    temporary.replace(array_path)
+    return None
+
+
+def prepare_clips(
+    folders: list[Path], cache: Path, max_short_side: int = 256, max_frames: int = 600, min_side: int = 64
+) -> ClipSet:
+    """Decode everything below `folders` into `cache` (what is there already is kept); see the module.
+
+    Of a clip longer than `max_frames` the first frames are taken. Photos keep twice `max_short_side`.
+    """
+    cache.mkdir(parents=True, exist_ok=True)
+    sources = read_sources(folders)
+    jobs = []
+    for path in find_media(folders):
+        is_photo = path.suffix.lower() in PICTURE_SUFFIXES
+        short_side = 2 * max_short_side if is_photo else max_short_side
+        stat = path.stat()
+        key = f"{path.resolve()} {stat.st_size} {stat.st_mtime_ns} {short_side} {max_frames}"
+        array_path = cache / f"{hashlib.sha256(key.encode()).hexdigest()[:24]}.npy"
+        source = sources.get(str(path.resolve()), str(path.resolve()))
+        jobs.append((Clip(path, source, array_path, is_photo), short_side))
+    skipped = []
+    missing = [(clip, side) for clip, side in jobs if not clip.array_path.exists()]
+    if missing:
+        with ProcessPoolExecutor() as pool:
+            reasons = pool.map(
+                _decode,
+                [clip.path for clip, _ in missing],
+                [clip.array_path for clip, _ in missing],
+                [side for _, side in missing],
+                [max_frames] * len(missing),
+            )
+            skipped = [reason for reason in tqdm(reasons, "decoding", len(missing), unit="file") if reason]
+    clips = []
+    for clip, _ in jobs:
+        if clip.array_path.exists():
+            height, width = clip.frames().shape[1:3]
+            if min(height, width) < min_side:
+                skipped.append(f"{clip.path}: {width}x{height} is smaller than {min_side} pixels")
+            else:
+                clips.append(clip)
+    return ClipSet(clips, skipped)
+
+
+def hold_out(clips: list[Clip], num_sources: int) -> tuple[list[Clip], list[Clip]]:
+    """(training, validation): whole sources are held out, in an order fixed by their names; one clip of each validates.
+
+    Sources of more than 3 clips stay in training, so that validation is many scenes and training loses little.
+    """
+    by_source: dict[str, list[Clip]] = {}
+    for clip in clips:
+        if not clip.is_photo:
+            by_source.setdefault(clip.source, []).append(clip)
+    small = [source for source, pieces in by_source.items() if len(pieces) <= 3]
+    order = sorted(small, key=lambda source: hashlib.sha256(source.encode()).hexdigest())
+    held = set(order[: min(num_sources, len(by_source) - 1)])
+    return [clip for clip in clips if clip.source not in held], [by_source[source][0] for source in sorted(held)]
+
+
+def fair_shares(clips: list[Clip]) -> np.ndarray:
+    """Sampling probabilities: a source of n clips weighs sqrt(n), so look-alikes do not crowd out the rest."""
+    counts: dict[str, int] = {}
+    for clip in clips:
+        counts[clip.source] = counts.get(clip.source, 0) + 1
+    weights = np.array([counts[clip.source] ** -0.5 for clip in clips])
+    return weights / weights.sum()

@@ -1,0 +1,62 @@
+"""The straight path (Sec. 3.2, Eq. 2-4) and its Euler sampler. Knows no network: it takes a callable.
+
+`timestep` t runs from 0 (data) to 1 (noise): x_t = (1 - t) x + t eps. Everything here is float32.
+"""
+
+from collections.abc import Callable
+from typing import Literal, get_args
+
+import torch
+
+PredictionType = Literal["sample", "v_prediction", "epsilon"]
+PREDICTION_TYPES: tuple[str, ...] = get_args(PredictionType)
+
+# Choice: noise prediction divides by 1 - t, so its sampler starts here instead of at 1 (the other two start at 1).
+EPSILON_MAX_TIMESTEP = 0.98
+
+
+def _broadcast(timestep: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    return timestep.float().view(-1, *[1] * (like.ndim - 1))
+
+
+def add_noise(sample: torch.Tensor, noise: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
+    """x_t = (1 - t) x + t eps (Eq. 2-3); `timestep` `[B]`."""
+    t = _broadcast(timestep, sample)
+    return (1 - t) * sample + t * noise
+
+
+def training_target(sample: torch.Tensor, noise: torch.Tensor, prediction_type: str) -> torch.Tensor:
+    """What the network is asked for: x, eps - x, or eps (Eq. 4)."""
+    if prediction_type == "sample":
+        return sample
+    return noise - sample if prediction_type == "v_prediction" else noise
+
+
+def predicted_sample(
+    output: torch.Tensor, noisy: torch.Tensor, timestep: torch.Tensor, prediction_type: str
+) -> torch.Tensor:
+    """The clean sample that the network's `output` at (x_t, t) implies."""
+    output, noisy = output.float(), noisy.float()
+    t = _broadcast(timestep, noisy)
+    if prediction_type == "sample":
+        return output
+    return noisy - t * output if prediction_type == "v_prediction" else (noisy - t * output) / (1 - t)
+
+
+def euler_sample(
+    denoise: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+    noise: torch.Tensor,
+    num_inference_steps: int,
+    start_timestep: float = 1.0,
+) -> torch.Tensor:
+    """Integrate dx/dt = (x_t - x_hat) / t from `start_timestep` to 0 in equal steps.
+
+    `denoise(x_t, timestep[B])` returns x_hat. One step is one call: its answer is the sample.
+    """
+    grid = torch.linspace(start_timestep, 0, num_inference_steps + 1).tolist()
+    noisy = noise.float()
+    for now, later in zip(grid[:-1], grid[1:], strict=True):
+        timestep = torch.full((noise.shape[0],), now, device=noise.device)
+        clean = denoise(noisy, timestep).float()
+        noisy = clean + (later / now) * (noisy - clean)
+    return noisy

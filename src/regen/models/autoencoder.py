@@ -1,0 +1,316 @@
+"""`AutoencoderREGEN`: Figure 2 as a diffusers model. Encoder, latent conditioning, DiT decoder, straight path.
+
+Videos are float `[B, 3, T, H, W]` in [-1, 1], any T, H, W >= 1; latents are `[B, 8, n, ceil(H/8), ceil(W/8)]`, normalised
+to about zero mean and unit deviation per channel, content (even index) and motion (odd index) apart.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.models.autoencoders.vae import AutoencoderMixin, DecoderOutput
+from diffusers.models.modeling_utils import ModelMixin
+from diffusers.utils import BaseOutput
+from diffusers.utils.accelerate_utils import apply_forward_hook
+from diffusers.utils.torch_utils import randn_tensor
+from torch import nn
+
+from regen.chunking import ChunkGeometry
+from regen.flow import EPSILON_MAX_TIMESTEP, PREDICTION_TYPES, euler_sample, predicted_sample
+from regen.models.conditioning import LatentConditioning
+from regen.models.dit import REGENDiT
+from regen.models.encoder import REGENEncoder
+from regen.models.shortcut import PATCH, LinearDecoder, LinearEncoder
+
+
+@dataclass
+class REGENEncoderOutput(BaseOutput):
+    """`latents`: `[B, 8, n, h, w]`, normalised."""
+
+    latents: torch.Tensor
+
+
+class AutoencoderREGEN(ModelMixin, AutoencoderMixin, ConfigMixin):
+    """Causal 3D convolutional encoder and diffusion transformer decoder (Sec. 3).
+
+    Each chunk of k + 1 frames becomes two latent frames; a last chunk of one frame (an image is just that) becomes one.
+    `temporal_compression_ratio` is k. `encoder_*`: see `REGENEncoder`. The decoder is `num_layers` blocks of
+    `num_attention_heads` x `attention_head_dim`; `attention_window` None is the paper's full attention;
+    `linear_shortcut` see `regen.models.shortcut`; `prediction_type` see `regen.flow`.
+
+    Raises ValueError for a configuration that cannot work.
+    """
+
+    _supports_gradient_checkpointing = True
+    _no_split_modules = ["DiTBlock", "ResidualBlock"]  # noqa: RUF012 (diffusers' class attribute)
+    _repeated_blocks = ["DiTBlock"]  # noqa: RUF012
+
+    @register_to_config
+    def __init__(
+        self,
+        temporal_compression_ratio: int = 8,
+        latent_channels: int = 8,
+        encoder_block_out_channels: Sequence[int] = (128, 256, 512, 768, 768),
+        encoder_layers_per_block: int = 2,
+        encoder_strides: Sequence[Sequence[int]] = ((1, 2), (2, 2), (2, 2), (2, 1), (1, 1)),
+        encoder_patch_size: int = 1,
+        num_layers: int = 24,
+        num_attention_heads: int = 16,
+        attention_head_dim: int = 128,
+        mlp_ratio: float = 4.0,
+        mlp_conv: bool = False,
+        attention_window: int | None = None,
+        shared_modulation: bool = False,
+        siren_width: int = 256,
+        siren_num_layers: int = 3,
+        siren_omega: float = 10.0,
+        linear_shortcut: bool = False,
+        prediction_type: str = "sample",
+    ) -> None:
+        super().__init__()
+        if prediction_type not in PREDICTION_TYPES:
+            raise ValueError(f"prediction_type is one of {', '.join(PREDICTION_TYPES)}, got {prediction_type!r}")
+        if linear_shortcut and prediction_type == "epsilon":
+            raise ValueError("linear_shortcut adds to the predicted video: use prediction_type sample or v_prediction")
+        temporal, spatial = 1, encoder_patch_size
+        for time_stride, space_stride in encoder_strides:
+            temporal, spatial = temporal * time_stride, spatial * space_stride
+        if (temporal, spatial) != (temporal_compression_ratio, PATCH):
+            raise ValueError(
+                f"encoder_strides and encoder_patch_size compress {temporal}x in time and {spatial}x in space, "
+                f"expected {temporal_compression_ratio}x and {PATCH}x"
+            )
+        self.temporal_compression_ratio = temporal_compression_ratio
+        self.spatial_compression_ratio = spatial
+        self.geometry = ChunkGeometry(temporal_compression_ratio)
+        dim = num_attention_heads * attention_head_dim
+        self.encoder = REGENEncoder(
+            latent_channels,
+            encoder_block_out_channels,
+            encoder_layers_per_block,
+            encoder_strides,
+            encoder_patch_size,
+        )
+        self.conditioning = LatentConditioning(
+            latent_channels, dim, siren_width, siren_num_layers, siren_omega, temporal_compression_ratio
+        )
+        self.dit = REGENDiT(
+            dim, num_layers, num_attention_heads, mlp_ratio, mlp_conv, attention_window, shared_modulation
+        )
+        self.linear_encoder: LinearEncoder | None = None
+        self.linear_decoder: LinearDecoder | None = None
+        if linear_shortcut:
+            self.linear_encoder = LinearEncoder(latent_channels, self.geometry.chunk_length)
+            self.linear_decoder = LinearDecoder(
+                latent_channels, temporal_compression_ratio, self.geometry.chunk_length
+            )
+            nn.init.zeros_(self.encoder.conv_out.weight)
+            nn.init.zeros_(self.encoder.conv_out.bias)  # type: ignore[arg-type]
+        # Choice: z_m of an image, which has no motion latent, is a learned constant.
+        self.image_motion_latents = nn.Parameter(torch.zeros(latent_channels))
+        self.register_buffer("latents_mean", torch.zeros(latent_channels, 2))
+        self.register_buffer("latents_std", torch.ones(latent_channels, 2))
+
+    # -- raw latents: one chunk, sizes multiples of 8; what training uses ------------------------------------------
+
+    def encode_chunk(self, chunk: torch.Tensor) -> torch.Tensor:
+        """One chunk `[B, 3, 1 or k + 1, H, W]` -> raw latents `[B, 8, 1 or 2, h, w]` (Eq. 1)."""
+        latents = self.encoder(chunk)
+        return latents if self.linear_encoder is None else latents + self.linear_encoder(chunk)
+
+    def fill_motion(self, latents: torch.Tensor) -> torch.Tensor:
+        """Give an image's content latent `[B, 8, 1, h, w]` its constant motion latent: `[B, 8, 2, h, w]`."""
+        if latents.shape[2] == 2:
+            return latents
+        motion = self.image_motion_latents.to(latents.dtype).view(1, -1, 1, 1, 1).expand_as(latents)
+        return torch.cat([latents, motion], dim=2)
+
+    def predict(
+        self,
+        noisy_video: torch.Tensor,
+        timestep: torch.Tensor,
+        latents: torch.Tensor,
+        frame_times: torch.Tensor,
+    ) -> torch.Tensor:
+        """The network: prediction `[B, 3, F, H, W]` at x_t from raw latents `[B, 8, 2, h, w]` (Sec. 3.2).
+
+        `timestep` `[B]` in [0, 1]; `frame_times` `[B, F]` in frames from the start of the chunk.
+        """
+        output = self.dit(noisy_video, timestep, self.conditioning(latents, frame_times))
+        if self.linear_decoder is None:
+            return output
+        linear = self.linear_decoder(latents, frame_times).to(output.dtype)
+        return output + linear if self.config.prediction_type == "sample" else output - linear
+
+    # -- the public pair ------------------------------------------------------------------------------------------
+
+    def _statistics(self, num_latent_frames: int) -> tuple[torch.Tensor, torch.Tensor]:
+        kind = torch.arange(num_latent_frames, device=self.latents_mean.device) % 2
+        mean, std = self.latents_mean[:, kind], self.latents_std[:, kind]  # [8, n]
+        return mean.float()[None, :, :, None, None], std.float()[None, :, :, None, None]
+
+    def normalize_latents(self, raw_latents: torch.Tensor) -> torch.Tensor:
+        mean, std = self._statistics(raw_latents.shape[2])
+        return (raw_latents.float() - mean) / std
+
+    def denormalize_latents(self, latents: torch.Tensor) -> torch.Tensor:
+        mean, std = self._statistics(latents.shape[2])
+        return latents.float() * std + mean
+
+    @apply_forward_hook
+    def encode(
+        self, video: torch.Tensor, return_dict: bool = True
+    ) -> REGENEncoderOutput | tuple[torch.Tensor]:
+        """Encode `video` `[B, 3, T, H, W]` in [-1, 1], chunk by chunk, to `.latents` `[B, 8, n, h, w]`, float32.
+
+        H and W need not be multiples of 8: edges are repeated inside. Raises ValueError for another shape or range.
+        """
+        check_video(video)
+        height, width = video.shape[-2:]
+        chunks, start = [], 0
+        for size in self.geometry.chunk_sizes(video.shape[2]):
+            chunk = video[:, :, start : start + size].to(self.dtype)
+            start += size
+            num_repeats = self.geometry.chunk_length - size if size > 1 else 0
+            padding = (0, -width % PATCH, 0, -height % PATCH, 0, num_repeats)
+            chunk = F.pad(chunk, padding, mode="replicate")
+            chunks.append(self.encode_chunk(chunk).float())
+        latents = self.normalize_latents(torch.cat(chunks, dim=2))
+        return REGENEncoderOutput(latents=latents) if return_dict else (latents,)
+
+    @apply_forward_hook
+    def decode(
+        self,
+        latents: torch.Tensor,
+        num_frames: int | None = None,
+        frame_times: torch.Tensor | Sequence[float] | None = None,
+        height: int | None = None,
+        width: int | None = None,
+        num_inference_steps: int = 1,
+        generator: torch.Generator | None = None,
+        return_dict: bool = True,
+    ) -> DecoderOutput | tuple[torch.Tensor]:
+        """Re-generate a video from `latents` `[B, 8, n, h, w]`: `.sample` `[B, 3, F, H, W]`, float32, in [-1, 1].
+
+        `num_frames`: frames 0 .. num_frames - 1 of the video (default: all that the latents stand for).
+        `frame_times`: instead, any real times in frames from the start of the video (`[F]`): between frames, before the
+        first, after the last, a sparse few. `height`, `width`: crop to these pixels (default 8 h, 8 w).
+        `num_inference_steps`: Euler steps, 1 is a single forward pass. Raises ValueError for what cannot be decoded.
+        """
+        times, height, width = self._check_decode(
+            latents, num_frames, frame_times, height, width, num_inference_steps
+        )
+        raw_latents = self.denormalize_latents(latents).to(self.dtype)
+        chunk_index, local_times = self.geometry.locate(times, latents.shape[2])
+        video = latents.new_empty((latents.shape[0], 3, len(times), height, width), dtype=torch.float32)
+        for index in chunk_index.unique().tolist():
+            chunk_latents = self.fill_motion(raw_latents[:, :, 2 * index : 2 * index + 2])
+            wanted = (chunk_index == index).nonzero()[:, 0]
+            # Choice: at most k + 1 frames are generated together, as in training; more times make more groups.
+            for group in wanted.split(self.geometry.chunk_length):
+                sample = self._decode_chunk(
+                    chunk_latents, local_times[group], num_inference_steps, generator
+                )
+                video[:, :, group.to(video.device)] = sample[..., :height, :width].clamp(-1, 1)
+        return DecoderOutput(sample=video) if return_dict else (video,)
+
+    def _decode_chunk(
+        self,
+        raw_latents: torch.Tensor,
+        local_times: torch.Tensor,
+        num_inference_steps: int,
+        generator: torch.Generator | None,
+    ) -> torch.Tensor:
+        batch, _, _, rows, columns = raw_latents.shape
+        window = self.config.attention_window or 1
+        raw_latents = F.pad(raw_latents, (0, -columns % window, 0, -rows % window, 0, 0), mode="replicate")
+        frame_times = local_times.to(raw_latents.device, torch.float32).expand(batch, -1)
+        shape = (batch, 3, len(local_times), *(PATCH * size for size in raw_latents.shape[-2:]))
+        noise = randn_tensor(shape, generator=generator, device=raw_latents.device, dtype=torch.float32)
+        prediction_type = self.config.prediction_type
+
+        def denoise(noisy: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
+            output = self.predict(noisy.to(self.dtype), timestep, raw_latents, frame_times)
+            return predicted_sample(output, noisy, timestep, prediction_type)
+
+        start = EPSILON_MAX_TIMESTEP if prediction_type == "epsilon" else 1.0
+        return euler_sample(denoise, noise, num_inference_steps, start)
+
+    def _check_decode(
+        self,
+        latents: torch.Tensor,
+        num_frames: int | None,
+        frame_times: torch.Tensor | Sequence[float] | None,
+        height: int | None,
+        width: int | None,
+        num_inference_steps: int,
+    ) -> tuple[torch.Tensor, int, int]:
+        channels = self.config.latent_channels
+        if latents.ndim != 5 or latents.shape[1] != channels or 0 in latents.shape:
+            raise ValueError(f"latents are [B, {channels}, n, h, w], got {list(latents.shape)}")
+        if not torch.isfinite(latents).all():
+            raise ValueError("latents hold values that are not finite: they are damaged, encode the video again")
+        if num_inference_steps < 1:
+            raise ValueError(f"num_inference_steps is at least 1, got {num_inference_steps}")
+        rows, columns = latents.shape[-2:]
+        height, width = height or PATCH * rows, width or PATCH * columns
+        if not (PATCH * (rows - 1) < height <= PATCH * rows and PATCH * (columns - 1) < width <= PATCH * columns):
+            raise ValueError(
+                f"latents of {rows} x {columns} are a video of up to {PATCH * rows} x {PATCH * columns} pixels, "
+                f"got height {height}, width {width}"
+            )
+        if frame_times is not None:
+            if num_frames is not None:
+                raise ValueError("give num_frames or frame_times, not both")
+            times = torch.as_tensor(frame_times, dtype=torch.float32).cpu()
+            if times.ndim != 1 or len(times) == 0:
+                raise ValueError(f"frame_times are a list of at least one time, got shape {list(times.shape)}")
+            if not torch.isfinite(times).all():
+                raise ValueError("frame_times must be finite numbers, in frames from the start of the video")
+            return times, height, width
+        if num_frames is None:
+            num_frames = self.geometry.max_num_frames(latents.shape[2])
+        self.geometry.check_num_frames(num_frames, latents.shape[2])
+        return torch.arange(num_frames, dtype=torch.float32), height, width
+
+    def forward(
+        self,
+        sample: torch.Tensor,
+        num_inference_steps: int = 1,
+        generator: torch.Generator | None = None,
+        return_dict: bool = True,
+    ) -> DecoderOutput | tuple[torch.Tensor]:
+        """Encode and decode `sample` `[B, 3, T, H, W]`: the reconstruction, of the same shape."""
+        latents = self.encode(sample, return_dict=False)[0]
+        return self.decode(
+            latents,
+            num_frames=sample.shape[2],
+            height=sample.shape[3],
+            width=sample.shape[4],
+            num_inference_steps=num_inference_steps,
+            generator=generator,
+            return_dict=return_dict,
+        )
+
+    def encoder_id(self) -> str:
+        """16 hex digits that name the latent space: a hash of the encoder's weights (as bfloat16) and statistics."""
+        digest = hashlib.sha256(str(self.temporal_compression_ratio).encode())
+        for name, tensor in sorted(self.state_dict().items()):
+            if name.startswith(("encoder.", "linear_encoder.", "latents_")):
+                digest.update(f"{name}{list(tensor.shape)}".encode())
+                digest.update(tensor.detach().cpu().bfloat16().view(torch.int16).numpy().tobytes())
+        return digest.hexdigest()[:16]
+
+
+def check_video(video: torch.Tensor) -> None:
+    """ValueError unless `video` is float `[B, 3, T, H, W]`, finite, in [-1, 1] (a little overshoot is let pass)."""
+    if video.ndim != 5 or video.shape[1] != 3 or 0 in video.shape:
+        raise ValueError(f"a video is [B, 3, T, H, W] with every size at least 1, got {list(video.shape)}")
+    if not video.is_floating_point():
+        raise ValueError(f"a video is float in [-1, 1], got {video.dtype}: uint8 frames / 127.5 - 1")
+    largest = video.abs().max().item()
+    if not largest <= 1.5:
+        raise ValueError(f"a video is in [-1, 1], got values up to {largest:g}: 0-255 frames / 127.5 - 1")

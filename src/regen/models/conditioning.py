@@ -1,0 +1,63 @@
+"""Latent conditioning: content-aware positional encoding (Sec. 3.2, Eq. 5).
+
+In: raw latents and real-valued `frame_times`. Out: one vector of width D per token, `[B, F, h, w, D]`. It is all that tells
+the DiT where and when a token is, which is why the decoder runs at any size and at any point in time.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+
+class ModulatedSIREN(nn.Module):
+    """M(f; z_m): sine layers over the time coordinate, phase scaled and shifted at each place by z_m(y, x).
+
+    Choice: `width`, `num_layers`, `omega`; time enters as f / k. Runs in float32: a phase in bfloat16 is off by
+    omega / 256. Initialisation after Sitzmann et al., 2020, Sec. 3.2.
+    """
+
+    def __init__(self, latent_channels: int, width: int, num_layers: int, omega: float, ratio: int) -> None:
+        super().__init__()
+        self.omega = omega
+        self.ratio = ratio
+        self.layers = nn.ModuleList([nn.Linear(1 if i == 0 else width, width) for i in range(num_layers)])
+        self.modulations = nn.ModuleList([nn.Linear(latent_channels, 2 * width) for _ in range(num_layers)])
+        for index, layer in enumerate(self.layers):
+            bound = 1.0 if index == 0 else (6 / width) ** 0.5 / omega
+            nn.init.uniform_(layer.weight, -bound, bound)
+            nn.init.uniform_(layer.bias, -1.0 if index == 0 else -bound, 1.0 if index == 0 else bound)
+        for modulation in self.modulations:
+            nn.init.normal_(modulation.weight, std=0.02)
+            nn.init.zeros_(modulation.bias)
+
+    def forward(self, frame_times: torch.Tensor, motion_latents: torch.Tensor) -> torch.Tensor:
+        """`frame_times` `[B, F]` in frames, `motion_latents` `[B, h, w, 8]` -> `[B, F, h, w, width]`."""
+        with torch.autocast(frame_times.device.type, enabled=False):
+            weight_dtype = self.layers[0].weight.dtype
+            motion = motion_latents.to(weight_dtype)[:, None]  # [B, 1, h, w, 8]
+            hidden_states = (frame_times.float() / self.ratio).to(weight_dtype)[:, :, None, None, None]
+            for layer, modulation in zip(self.layers, self.modulations, strict=True):
+                scale, shift = modulation(motion).chunk(2, dim=-1)
+                phase = layer(hidden_states) * (1 + scale) + shift  # [B, F, h, w, width]
+                hidden_states = torch.sin(self.omega * phase.float()).to(weight_dtype)
+        return hidden_states
+
+
+class LatentConditioning(nn.Module):
+    """z_e(f, y, x) = RMSNorm(Linear(z_c(y, x) + M(f; z_m(y, x)))), + concatenates channels (Eq. 5)."""
+
+    def __init__(
+        self, latent_channels: int, dim: int, siren_width: int, siren_num_layers: int, omega: float, ratio: int
+    ) -> None:
+        super().__init__()
+        self.siren = ModulatedSIREN(latent_channels, siren_width, siren_num_layers, omega, ratio)
+        self.proj = nn.Linear(latent_channels + siren_width, dim)
+        self.norm = nn.Parameter(torch.ones(dim))
+
+    def forward(self, latents: torch.Tensor, frame_times: torch.Tensor) -> torch.Tensor:
+        """Raw `latents` `[B, 8, 2, h, w]`, `frame_times` `[B, F]` in frames -> `[B, F, h, w, D]`."""
+        content, motion = latents.permute(2, 0, 3, 4, 1)  # [B, h, w, 8] each
+        moving = self.siren(frame_times, motion)  # [B, F, h, w, S]
+        content = content[:, None].expand(-1, moving.shape[1], -1, -1, -1).to(moving.dtype)
+        expanded = self.proj(torch.cat([content, moving], dim=-1))
+        return F.rms_norm(expanded, expanded.shape[-1:], self.norm.to(expanded.dtype), 1e-6)

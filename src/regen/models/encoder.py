@@ -1,0 +1,120 @@
+"""Spatiotemporal encoder (Sec. 3.1, B.3): one chunk of k + 1 frames -> two raw latent frames.
+
+In: video `[B, 3, T, H, W]` in [-1, 1], T = 1 or k + 1, H and W multiples of 8. Out: `[B, 8, n, H/8, W/8]`, n = 1 or 2,
+not normalised. Everything is causal in time: latent frame 0 (content) sees frame 0 alone, bit for bit.
+"""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+
+class CausalConv3d(nn.Conv3d):
+    """3D convolution that looks at the present and the past only; the first frame is repeated in front.
+
+    Maps n + 1 frames to n / stride + 1. Choice: replicate padding in time, zeros in space.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: tuple[int, int, int] = (3, 3, 3),
+        stride: tuple[int, int, int] = (1, 1, 1),
+    ) -> None:
+        spatial_padding = (0, kernel_size[1] // 2, kernel_size[2] // 2)
+        super().__init__(in_channels, out_channels, kernel_size, stride, padding=spatial_padding)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        num_past = self.kernel_size[0] - 1
+        if num_past:
+            first = hidden_states[:, :, :1].expand(-1, -1, num_past, -1, -1)
+            hidden_states = torch.cat([first, hidden_states], dim=2)
+        return super().forward(hidden_states)
+
+
+class ChannelRMSNorm(nn.Module):
+    """RMS norm over the channels of each place and frame of `[B, C, T, H, W]`.
+
+    Choice: a GroupNorm pools over the picture (and over time, which breaks causality), so what it does depends on the size
+    of the picture; this does not.
+    """
+
+    def __init__(self, num_channels: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(num_channels))
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        channels_last = hidden_states.permute(0, 2, 3, 4, 1)
+        normed = F.rms_norm(channels_last, self.weight.shape, self.weight.to(channels_last.dtype), 1e-6)
+        return normed.permute(0, 4, 1, 2, 3)
+
+
+class ResidualBlock(nn.Module):
+    """norm - SiLU - conv - norm - SiLU - conv, plus a shortcut (MAGVIT-v2's block with per-place norms)."""
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.norm1 = ChannelRMSNorm(in_channels)
+        self.conv1 = CausalConv3d(in_channels, out_channels)
+        self.norm2 = ChannelRMSNorm(out_channels)
+        self.conv2 = CausalConv3d(out_channels, out_channels)
+        self.shortcut = (
+            CausalConv3d(in_channels, out_channels, (1, 1, 1))
+            if in_channels != out_channels
+            else nn.Identity()
+        )
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        residual = self.conv1(F.silu(self.norm1(hidden_states)))
+        residual = self.conv2(F.silu(self.norm2(residual)))
+        return self.shortcut(hidden_states) + residual
+
+
+class REGENEncoder(nn.Module):
+    """Causal 3D convolutional encoder (Eq. 1).
+
+    `block_out_channels`: width of each stage. `strides`: the (time, space) halving after each stage, (1, 1) for none; the
+    products are the compression ratios (space: times `patch_size`). `patch_size`: pixels folded into channels before
+    the first convolution; 1 in the paper. Choice: the fifth halving in time of k = 32 follows the last stage.
+    """
+
+    def __init__(
+        self,
+        latent_channels: int,
+        block_out_channels: Sequence[int],
+        layers_per_block: int,
+        strides: Sequence[Sequence[int]],
+        patch_size: int,
+    ) -> None:
+        super().__init__()
+        self.patch_size = patch_size
+        self.gradient_checkpointing = False
+        width = block_out_channels[0]
+        self.conv_in = CausalConv3d(3 * patch_size**2, width, (1, 1, 1) if patch_size > 1 else (3, 3, 3))
+        self.blocks = nn.ModuleList()
+        for out_channels, (temporal, spatial) in zip(block_out_channels, strides, strict=True):
+            for _ in range(layers_per_block):
+                self.blocks.append(ResidualBlock(width, out_channels))
+                width = out_channels
+            if (temporal, spatial) != (1, 1):
+                kernel = (3 if temporal > 1 else 1, 3 if spatial > 1 else 1, 3 if spatial > 1 else 1)
+                self.blocks.append(CausalConv3d(width, width, kernel, (temporal, spatial, spatial)))
+        self.norm_out = ChannelRMSNorm(width)
+        self.conv_out = CausalConv3d(width, latent_channels, (1, 1, 1) if patch_size > 1 else (3, 3, 3))
+
+    def forward(self, video: torch.Tensor) -> torch.Tensor:
+        hidden_states = rearrange(
+            video, "b c t (h p) (w q) -> b (c p q) t h w", p=self.patch_size, q=self.patch_size
+        ).contiguous(memory_format=torch.channels_last_3d)  # [B, 3 p p, T, H/p, W/p]
+        hidden_states = self.conv_in(hidden_states)
+        for block in self.blocks:
+            if self.gradient_checkpointing and torch.is_grad_enabled():
+                hidden_states = checkpoint(block, hidden_states, use_reentrant=False)
+            else:
+                hidden_states = block(hidden_states)
+        return self.conv_out(F.silu(self.norm_out(hidden_states)))  # [B, 8, 1 or 2, H/8, W/8]

@@ -1,0 +1,1 @@
+"""Embedded models: one folder each, as `save_pretrained` writes it, with its model card."""
