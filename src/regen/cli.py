@@ -1,5 +1,9 @@
-"""The command line: reads options, calls the public functions, prints what they report. No logic of its own."""
+"""The command line: reads options, calls the public functions, prints what they report.
 
+No logic of its own. torch is imported only when a command runs, so that `--help` is quick.
+"""
+
+import math
 import sys
 import warnings
 from collections.abc import Callable
@@ -16,7 +20,10 @@ if TYPE_CHECKING:
     from regen.codec import Report
     from regen.models.autoencoder import AutoencoderREGEN
 
-PositionalPath = tyro.conf.Positional[Path]
+InPath = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="IN")]
+OutPath = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")]
+LatentsPath = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="LATENTS")]
+BYTES_PER_VALUE = {"float32": 4, "bfloat16": 2, "int8": 1}
 
 
 @dataclass(frozen=True)
@@ -24,26 +31,38 @@ class ModelOptions:
     """Which model, and where it runs."""
 
     model: str = "tiny-8x8x8"
-    """Name of embedded weights, a folder written by regen train or save_pretrained, or a hub id (owner/name)."""
+    """Name of embedded weights, a folder with config.json, or a hub id (owner/name)."""
     device: str = "auto"
     """auto takes a GPU where there is one; or cpu, cuda, cuda:1, mps."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Precision of the model; bfloat16 is faster on GPUs and recent CPUs."""
+
+    def check_model(self) -> str:
+        """The device to run on; ValueError where it or the model is not there. Loads nothing."""
+        import torch
+
+        from regen.models.loading import find_model
+
+        find_model(self.model)
+        if self.device == "auto":
+            return "cuda" if torch.cuda.is_available() else "cpu"
+        try:
+            if torch.device(self.device).type not in ("cpu", "cuda", "mps", "xpu"):
+                raise RuntimeError("not a device to compute on")
+            torch.empty(0, device=self.device)
+        except (RuntimeError, AssertionError) as error:
+            reason = str(error).splitlines()[0]
+            raise ValueError(
+                f"--device {self.device} cannot be used here ({reason}); try --device cpu"
+            ) from None
+        return self.device
 
     def load(self) -> "AutoencoderREGEN":
         import torch
 
         from regen.models.loading import load_model
 
-        device = self.device
-        if device == "auto":
-            device = "cuda" if torch.cuda.is_available() else "cpu"
-        try:
-            torch.empty(0, device=device)
-        except (RuntimeError, AssertionError) as error:
-            reason = str(error).splitlines()[0]
-            raise ValueError(f"--device {device} cannot be used here ({reason}); try --device cpu") from None
-        return load_model(self.model, device, getattr(torch, self.dtype))
+        return load_model(self.model, self.check_model(), getattr(torch, self.dtype))
 
 
 @dataclass(frozen=True)
@@ -53,30 +72,31 @@ class Reconstruct(ModelOptions):
     Example: regen reconstruct clip.mp4 again.mp4 --compare
     """
 
-    source: PositionalPath = tyro.MISSING
+    source: InPath = tyro.MISSING
     """A video (MP4, MOV, MKV, WebM, GIF, ...), a picture, or a folder of pictures."""
-    output: PositionalPath = tyro.MISSING
-    """.mp4, .webm, lossless .mkv, .png for a picture; a name without an ending is a folder of PNGs."""
+    output: OutPath = tyro.MISSING
+    """.mp4, .webm, lossless .mkv, .png of a picture; without an ending: a folder of PNGs."""
     num_inference_steps: int = 1
     """Denoising steps of the decoder. One is the fastest and has the best PSNR."""
     seed: int = 0
     """Seed of the decoder's noise."""
     compare: bool = False
-    """Also write OUTPUT.compare: source, reconstruction and 4 x error side by side."""
+    """Also write OUT.compare: source, reconstruction and 4 x error side by side."""
     short_side: int | None = None
     """Resize so that the short side has this many pixels; by default nothing is resized."""
     storage: Literal["float32", "bfloat16", "int8"] = "float32"
     """Round the latents as a latent file of this type would, to see what that costs."""
 
     def run(self) -> None:
-        from regen.codec import compare_path, reconstruct_file
+        _check_numbers(
+            num_inference_steps=self.num_inference_steps, short_side=self.short_side, seed=self.seed
+        )
+        from regen.codec import check_reconstruct, compare_path, reconstruct_file
 
-        _at_least_one("--num-inference-steps", self.num_inference_steps)
-        _at_least_one("--short-side", self.short_side)
-        _check_source(self.source)
+        info = check_reconstruct(self.source, self.output, self.compare, self.short_side)
         model = self.load()
         report = _with_progress(
-            self.source,
+            info.num_frames,
             lambda progress: reconstruct_file(
                 model,
                 self.source,
@@ -89,9 +109,13 @@ class Reconstruct(ModelOptions):
                 progress=progress,
             ),
         )
-        rows = [("PSNR, mean over frames", f"{report.psnr:.2f} dB"), ("SSIM", f"{report.ssim:.4f}")]
-        rows += _common_rows(report, model)
-        rows.append(("written", f"{self.output} ({_size(self.output)})"))
+        rows = [
+            ("PSNR, mean over frames", f"{report.psnr:.2f} dB"),
+            ("SSIM, mean over frames", _ssim(report.ssim)),
+            *_common_rows(report, model, self.storage),
+            ("source", f"{self.source} ({_size(self.source)})"),
+            ("written", f"{self.output} ({_size(self.output)})"),
+        ]
         if self.compare:
             rows.append(("side by side", str(compare_path(self.output))))
         _print_table(rows)
@@ -99,70 +123,100 @@ class Reconstruct(ModelOptions):
 
 @dataclass(frozen=True)
 class Encode(ModelOptions):
-    """Compress a video to a latent file (safetensors).
+    """Compress a video to a latent file.
 
     Example: regen encode clip.mp4 clip.safetensors --storage int8
     """
 
-    source: PositionalPath = tyro.MISSING
-    """A video, a picture, or a folder of pictures."""
-    output: PositionalPath = tyro.MISSING
-    """The latent file to write."""
+    source: InPath = tyro.MISSING
+    """A video (MP4, MOV, MKV, WebM, GIF, ...), a picture, or a folder of pictures."""
+    output: OutPath = tyro.MISSING
+    """The latent file to write; ends in .safetensors."""
     storage: Literal["float32", "bfloat16", "int8"] = "bfloat16"
     """How a latent value is stored; docs/results.md says what each costs in PSNR."""
     short_side: int | None = None
     """Resize so that the short side has this many pixels; by default nothing is resized."""
 
     def run(self) -> None:
-        from regen.codec import encode_file
+        _check_numbers(short_side=self.short_side)
+        from regen.codec import check_encode, encode_file
 
-        _at_least_one("--short-side", self.short_side)
-        _check_source(self.source)
+        info = check_encode(self.source, self.output)
         model = self.load()
         report = _with_progress(
-            self.source,
+            info.num_frames,
             lambda progress: encode_file(
                 model, self.source, self.output, self.storage, self.short_side, progress
             ),
         )
-        bits = 8 * self.output.stat().st_size / (report.num_frames * report.height * report.width)
-        rows = [*_common_rows(report, model), ("bits per pixel", f"{bits:.3f}")]
-        _print_table([*rows, ("written", f"{self.output} ({_size(self.output)})")])
+        pixels = report.num_frames * report.height * report.width
+        rows = [
+            *_common_rows(report, model, self.storage),
+            ("bits per pixel", f"{8 * self.output.stat().st_size / pixels:.3f}"),
+            ("source", f"{self.source} ({_size(self.source)})"),
+            ("written", f"{self.output} ({_size(self.output)})"),
+        ]
+        _print_table(rows)
 
 
 @dataclass(frozen=True)
 class Decode(ModelOptions):
-    """Re-generate a video from a latent file.
+    """Re-generate a video from a latent file: as it was, a quick preview, or in slow steps between.
 
     Example: regen decode clip.safetensors again.mp4 --audio clip.mp4
     """
 
-    latents: PositionalPath = tyro.MISSING
+    source: LatentsPath = tyro.MISSING
     """A latent file that regen encode wrote with the same model."""
-    output: PositionalPath = tyro.MISSING
-    """.mp4, .webm, lossless .mkv, .png for a picture; a name without an ending is a folder of PNGs."""
+    output: OutPath = tyro.MISSING
+    """.mp4, .webm, lossless .mkv, .png of a picture; without an ending: a folder of PNGs."""
     num_inference_steps: int = 1
-    """Denoising steps of the decoder."""
+    """Denoising steps of the decoder. One is the fastest and has the best PSNR."""
     seed: int = 0
     """Seed of the decoder's noise."""
     audio: Path | None = None
     """Take the sound from this file (latents hold none)."""
+    every: int = 1
+    """A quick preview: generate every Nth frame only, shown N times as long."""
+    frame_rate_multiplier: int = 1
+    """Frames per frame: N - 1 more are generated between neighbours, at times between."""
 
     def run(self) -> None:
-        from regen.codec import decode_file
+        _check_numbers(
+            num_inference_steps=self.num_inference_steps,
+            seed=self.seed,
+            every=self.every,
+            frame_rate_multiplier=self.frame_rate_multiplier,
+        )
+        if self.every > 1 and self.frame_rate_multiplier > 1:
+            raise ValueError("--every and --frame-rate-multiplier exclude each other: give one")
+        from regen.codec import FrameGrid, check_decode, decode_file
         from regen.latents import read_latents
 
-        _at_least_one("--num-inference-steps", self.num_inference_steps)
-        video = read_latents(self.latents)
+        grid = FrameGrid(self.every, self.frame_rate_multiplier)
+        video = read_latents(self.source)
+        check_decode(self.source, video, self.output, self.audio, grid)
         model = self.load()
         report = _with_progress(
-            None,
+            grid.num_frames(video.num_frames),
             lambda progress: decode_file(
-                model, video, self.output, self.num_inference_steps, self.seed, self.audio, progress
+                model,
+                video,
+                self.output,
+                num_inference_steps=self.num_inference_steps,
+                seed=self.seed,
+                audio_from=self.audio,
+                progress=progress,
+                grid=grid,
             ),
-            total=video.num_frames,
         )
-        _print_table([*_common_rows(report, model), ("written", f"{self.output} ({_size(self.output)})")])
+        rows = [
+            *_common_rows(report, model, video.storage),
+            ("generated", f"{report.num_decoded} frames"),
+            ("latent file", f"{self.source} ({_size(self.source)})"),
+            ("written", f"{self.output} ({_size(self.output)})"),
+        ]
+        _print_table(rows)
 
 
 @dataclass(frozen=True)
@@ -182,9 +236,9 @@ class Info:
         path = Path(self.what)
         if self.what in PRESETS:
             _print_table(_preset_rows(self.what))
-        elif self.what in embedded_models() or (path / "config.json").is_file():
+        elif self.what in embedded_models() or (path / "config.json").exists():
             _print_table(_model_rows(self.what))
-        elif path.suffix == ".safetensors":
+        elif path.suffix.lower() == ".safetensors":
             _print_table(_latents_rows(path))
         elif path.exists():
             _print_table(_video_rows(path))
@@ -195,7 +249,7 @@ class Info:
 
 @dataclass(frozen=True)
 class Train(TrainConfig):
-    """Train an embedder on folders of clips and photos; the same command again goes on where it stopped.
+    """Train an embedder on folders of clips and photos; the same command again resumes.
 
     Example: regen train --data clips photos --output runs/mine
     """
@@ -216,65 +270,81 @@ Command = (
 )
 
 
+DESCRIPTION = """REGEN video embedder: compress videos to compact latents, re-generate them.
+
+Start with: regen reconstruct clip.mp4 again.mp4 --compare
+
+Each command explains itself: regen reconstruct --help
+"""
+
+
 def main() -> None:
     """Entry point of `regen`. Bad input: one line on standard error, exit status 1; Ctrl-C: 130."""
     warnings.filterwarnings("ignore", category=UserWarning)
-    command = tyro.cli(
-        Command,  # type: ignore[arg-type]
-        prog="regen",
-        description="REGEN video embedder: compress videos to compact latents and re-generate them.",
-        config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff),
-    )
     try:
+        command = tyro.cli(
+            Command,  # type: ignore[arg-type]
+            prog="regen",
+            description=DESCRIPTION,
+            config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff),
+        )
         command.run()
     except (ValueError, OSError) as error:
-        print(f"regen: {' '.join(str(error).split())}", file=sys.stderr)
-        sys.exit(1)
+        _fail(1, str(error))
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "memory" not in str(error):
+            raise
+        _fail(1, f"out of memory ({error}); try a smaller picture: --short-side")
     except KeyboardInterrupt:
-        print("regen: interrupted", file=sys.stderr)
-        sys.exit(130)
+        _fail(130, "interrupted")
 
 
-def _at_least_one(option: str, value: int | None) -> None:
-    if value is not None and value < 1:
-        raise ValueError(f"{option} is at least 1, got {value}")
+def _fail(status: int, message: str) -> None:
+    print(f"regen: {' '.join(message.split())}", file=sys.stderr)
+    sys.exit(status)
 
 
-def _check_source(source: Path) -> None:
-    if not source.exists():  # before seconds go into loading a model
-        raise ValueError(f"{source} does not exist")
+def _check_numbers(seed: int = 0, **at_least_one: int | None) -> None:
+    """ValueError for an option out of range; None is an option not given."""
+    if not 0 <= seed < 2**63:
+        raise ValueError(f"--seed is at least 0 and below 2**63, got {seed}")
+    for name, value in at_least_one.items():
+        if value is not None and value < 1:
+            raise ValueError(f"--{name.replace('_', '-')} is at least 1, got {value}")
 
 
 def _with_progress(
-    source: Path | None, work: "Callable[[Callable[[int], None]], Report]", total: int | None = None
+    total: int | None, work: "Callable[[Callable[[int], None]], Report]"
 ) -> "Report":
-    """Run `work` under a progress bar that counts frames."""
+    """Run `work` under a progress bar that counts frames, `total` where it is known."""
     from tqdm import tqdm
 
-    if source is not None:
-        from regen.video import open_video
-
-        with open_video(source) as reader:
-            total = reader.info.num_frames
     with tqdm(total=total, unit="frame", leave=False, disable=not sys.stderr.isatty()) as bar:
         return work(lambda num_frames: bar.update(num_frames) and None)
 
 
 def _size(path: Path) -> str:
-    size = sum(file.stat().st_size for file in path.iterdir()) if path.is_dir() else path.stat().st_size
-    return f"{size:,} bytes"
+    files = path.iterdir() if path.is_dir() else [path]
+    return f"{sum(file.stat().st_size for file in files):,} bytes"
 
 
-def _common_rows(report: "Report", model: "AutoencoderREGEN") -> list[tuple[str, str]]:
+def _ssim(value: float) -> str:
+    return "n/a (the picture is too small)" if math.isnan(value) else f"{value:.4f}"
+
+
+def _common_rows(
+    report: "Report", model: "AutoencoderREGEN", storage: str
+) -> list[tuple[str, str]]:
     ratio, space = model.temporal_compression_ratio, model.spatial_compression_ratio
-    speed = report.num_frames / report.elapsed_s
+    num_bytes = BYTES_PER_VALUE[storage] * report.latent_values
+    latents = f"{report.num_latent_frames} latent frames, {report.latent_values:,} values"
     return [
         ("video", f"{report.num_frames} frames of {report.width} x {report.height}"),
-        ("latents", f"{report.num_latent_frames} latent frames, {report.latent_values:,} values"),
+        ("latents", f"{latents}, {num_bytes:,} bytes as {storage}"),
         ("nominal compression", f"{space} x {space} x {ratio}"),
         ("frames per latent frame", f"{report.frames_per_latent_frame:.2f}"),
         ("pixel values per latent value", f"{report.values_ratio:.1f}"),
-        ("speed", f"{speed:.2f} frames/s ({report.elapsed_s:.1f} s)"),
+        ("speed", f"{report.frames_per_s:.2f} frames/s ({report.elapsed_s:.1f} s)"),
     ]
 
 
@@ -298,14 +368,14 @@ def _model_rows(name: str) -> list[tuple[str, str]]:
 
 def _parameter_rows(model: "AutoencoderREGEN") -> list[tuple[str, str]]:
     ratio, space = model.temporal_compression_ratio, model.spatial_compression_ratio
-    length = model.geometry.chunk_length
-    values = 3 * space * space * length / (2 * model.config.latent_channels)
+    length, channels = model.geometry.chunk_length, model.config["latent_channels"]
+    values = 3 * space * space * length / (2 * channels)
     rows = [
-        ("nominal compression", f"{space} x {space} x {ratio}, {model.config.latent_channels} channels"),
+        ("nominal compression", f"{space} x {space} x {ratio}, {channels} channels"),
         ("chunk", f"{length} frames to 2 latent frames"),
         ("frames per latent frame", f"{length / 2:g}"),
         ("pixel values per latent value", f"{values:g}"),
-        ("prediction type", model.config.prediction_type),
+        ("prediction type", model.config["prediction_type"]),
         ("parameters", f"{sum(p.numel() for p in model.parameters()):,}"),
     ]
     for part, module in model.named_children():
@@ -317,12 +387,21 @@ def _latents_rows(path: Path) -> list[tuple[str, str]]:
     from regen.latents import read_latents
 
     video = read_latents(path)
+    space, ratio = video.spatial_compression_ratio, video.temporal_compression_ratio
+    channels, num_latent_frames, height, width = video.latents.shape
     return [
         ("latent file", f"{path} ({_size(path)})"),
         ("video", f"{video.num_frames} frames of {video.width} x {video.height}"),
         ("frame rate", _rate(video.frame_rate)),
-        ("latents", f"{list(video.latents.shape)}, stored as {video.storage}"),
-        ("temporal compression ratio", str(video.temporal_compression_ratio)),
+        ("duration", f"{float(video.times[-1] + 1 / video.frame_rate):.2f} s"),
+        ("pixel shape", str(video.sample_aspect_ratio)),
+        ("latents", f"{channels} channels x {num_latent_frames} x {height} x {width}"),
+        ("stored as", video.storage),
+        ("nominal compression", f"{space} x {space} x {ratio}"),
+        ("mean, content", _numbers(video.latents_mean[:, 0].tolist())),
+        ("mean, motion", _numbers(video.latents_mean[:, 1].tolist())),
+        ("deviation, content", _numbers(video.latents_std[:, 0].tolist())),
+        ("deviation, motion", _numbers(video.latents_std[:, 1].tolist())),
         ("encoder id", video.encoder_id),
     ]
 
@@ -334,9 +413,11 @@ def _video_rows(path: Path) -> list[tuple[str, str]]:
         info = reader.info
     frames = "not declared" if info.num_frames is None else str(info.num_frames)
     duration = "not declared" if info.duration_s is None else f"{info.duration_s:.2f} s"
+    kind = "folder of pictures" if path.is_dir() else "picture" if info.is_still else "video"
     return [
-        ("video", str(path)),
+        (kind, f"{path} ({_size(path)})"),
         ("size", f"{info.width} x {info.height}, rotated by {info.rotation} degrees"),
+        ("pixel shape", str(info.sample_aspect_ratio)),
         ("frames", frames),
         ("frame rate", _rate(info.frame_rate)),
         ("duration", duration),
@@ -349,11 +430,11 @@ def _rate(frame_rate: Fraction) -> str:
     return f"{float(frame_rate):.3f} frames/s ({frame_rate})"
 
 
-def _print_table(rows: list[tuple[str, str]]) -> None:
-    from rich.console import Console
-    from rich.table import Table
+def _numbers(values: list[float]) -> str:
+    return " ".join(f"{value:.3g}" for value in values)
 
-    table = Table(show_header=False, box=None, pad_edge=False)
+
+def _print_table(rows: list[tuple[str, str]]) -> None:
+    width = max(len(name) for name, _ in rows)
     for name, value in rows:
-        table.add_row(name, value)
-    Console(highlight=False, soft_wrap=True).print(table)
+        print(f"{name:<{width}}  {value}")

@@ -1,11 +1,15 @@
-"""File to file: reconstruct, encode, decode. Chunk by chunk, so memory does not grow with the length of a video.
+"""File to file: reconstruct, encode, decode. Chunk by chunk; memory does not grow with the length.
 
 What the command line and the web page call; models come in ready, files go out whole or not at all.
+The `check_*` functions find what is wrong with the files before a model is loaded: they open all
+that their partner opens, and leave no trace.
 """
 
 import math
+import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
@@ -14,22 +18,37 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from regen.chunking import ChunkGeometry
 from regen.evaluation.metrics import psnr, ssim
 from regen.evaluation.sheets import comparison
-from regen.latents import LatentVideo, StorageDtype, check_writable, dequantize, quantize, write_latents
+from regen.latents import LatentVideo, StorageDtype, check_writable, round_latents, write_latents
 from regen.models.autoencoder import AutoencoderREGEN
-from regen.video import VideoReader, VideoWriter, frames_to_video, open_video, video_to_frames
+from regen.video import (
+    PICTURE_SUFFIXES,
+    VideoInfo,
+    VideoReader,
+    VideoWriter,
+    frames_to_video,
+    open_video,
+    video_to_frames,
+)
+from regen.video.reader import open_container
 
 Progress = Callable[[int], None]  # called with the number of frames just finished
 
 
 @dataclass
 class Report:
-    """What happened to one file. PSNR in dB and SSIM are means over frames of 8-bit RGB; sizes in bytes."""
+    """What happened to one file. PSNR in dB and SSIM are means over frames of 8-bit RGB.
 
+    `num_frames` are those that the latents stand for, `num_decoded` those that were generated.
+    `ssim` is NaN for pictures smaller than its window.
+    """
+
+    height: int
+    width: int
     num_frames: int = 0
-    height: int = 0
-    width: int = 0
+    num_decoded: int = 0
     num_latent_frames: int = 0
     latent_values: int = 0
     elapsed_s: float = 0.0
@@ -53,40 +72,43 @@ class Report:
         """Pixel values (RGB) per latent value."""
         return 3 * self.num_frames * self.height * self.width / self.latent_values
 
-    def count(self, frames: np.ndarray, latents: torch.Tensor) -> None:
-        self.num_frames += len(frames)
-        self.height, self.width = frames.shape[1:3]
-        self.num_latent_frames += latents.shape[2]
+    @property
+    def frames_per_s(self) -> float:
+        return (self.num_decoded or self.num_frames) / self.elapsed_s
+
+    def count(self, num_frames: int, latents: torch.Tensor) -> None:
+        """Add a chunk: its frames, and its latents `[..., n, h, w]`."""
+        self.num_frames += num_frames
+        self.num_latent_frames += latents.shape[-3]
         self.latent_values += latents.numel()
 
     def measure(self, frames: np.ndarray, reconstruction: np.ndarray) -> None:
+        """Add the metrics of a chunk, both uint8 `[n, H, W, 3]`."""
         source, other = frames_to_video(frames)[None], frames_to_video(reconstruction)[None]
         self.psnr_values += psnr(other, source)[0].tolist()
         self.ssim_values += ssim(other, source)[0].tolist()
 
 
-def read_chunks(reader: VideoReader, chunk_length: int) -> Iterator[tuple[np.ndarray, list[Fraction]]]:
-    """(frames uint8 `[n, H, W, 3]`, their times) of each chunk; n = `chunk_length` but for the last."""
+# -- chunks: frames <-> latents -------------------------------------------------------------------
+
+
+def read_chunks(
+    reader: VideoReader, chunk_length: int, short_side: int | None = None
+) -> Iterator[tuple[np.ndarray, list[Fraction]]]:
+    """(frames uint8 `[n, H, W, 3]`, times in s) of each chunk; n = `chunk_length` but for the last.
+
+    `short_side` resizes so that the short side has this many pixels.
+    """
     frames: list[np.ndarray] = []
     times: list[Fraction] = []
     for frame in reader:
         frames.append(frame.pixels)
         times.append(frame.time)
         if len(frames) == chunk_length:
-            yield np.stack(frames), times
+            yield _resize(np.stack(frames), short_side), times
             frames, times = [], []
     if frames:
-        yield np.stack(frames), times
-
-
-def _resize(frames: np.ndarray, short_side: int | None) -> np.ndarray:
-    """Bring the short side to `short_side` pixels (bicubic, antialiased); None leaves the frames alone."""
-    if short_side is None or min(frames.shape[1:3]) == short_side:
-        return frames
-    scale = short_side / min(frames.shape[1:3])
-    size = [max(1, round(side * scale)) for side in frames.shape[1:3]]
-    video = frames_to_video(frames).transpose(0, 1)
-    return video_to_frames(F.interpolate(video, size, mode="bicubic", antialias=True).transpose(0, 1))
+        yield _resize(np.stack(frames), short_side), times
 
 
 @torch.inference_mode()
@@ -100,16 +122,21 @@ def encode_frames(model: AutoencoderREGEN, frames: np.ndarray) -> torch.Tensor:
 def decode_frames(
     model: AutoencoderREGEN,
     latents: torch.Tensor,
-    num_frames: int,
+    num_frames: int | None,
     height: int,
     width: int,
     num_inference_steps: int,
     generator: torch.Generator,
+    frame_times: Sequence[float] | None = None,
 ) -> np.ndarray:
-    """Latents of one chunk -> uint8 `[num_frames, H, W, 3]`."""
+    """Latents of one chunk `[1, 8, 1 or 2, h, w]` -> uint8 `[num_frames, H, W, 3]`.
+
+    `frame_times`, in frames from the start of the chunk, may be given instead of `num_frames`.
+    """
     sample = model.decode(
         latents.to(model.device),
         num_frames=num_frames,
+        frame_times=frame_times,
         height=height,
         width=width,
         num_inference_steps=num_inference_steps,
@@ -118,9 +145,40 @@ def decode_frames(
     return video_to_frames(sample[0])
 
 
+def _resize(frames: np.ndarray, short_side: int | None) -> np.ndarray:
+    """`[n, H, W, 3]` to the size that `resized` says; bicubic, antialiased."""
+    size = resized(*frames.shape[1:3], short_side)
+    if size == frames.shape[1:3]:
+        return frames
+    video = frames_to_video(frames).transpose(0, 1)
+    video = F.interpolate(video, size, mode="bicubic", antialias=True)
+    return video_to_frames(video.transpose(0, 1))
+
+
+def resized(height: int, width: int, short_side: int | None) -> tuple[int, int]:
+    """(height, width) in pixels with that short side; None: as they are."""
+    if short_side is None:
+        return height, width
+    scale = Fraction(short_side, min(height, width))
+    return round(height * scale), round(width * scale)
+
+
+# -- reconstruct ----------------------------------------------------------------------------------
+
+
 def compare_path(output: Path) -> Path:
-    """Where `--compare` writes: `out.mp4` -> `out.compare.mp4`."""
-    return output.with_name(f"{output.stem}.compare{output.suffix}")
+    """Where `--compare` writes: `out.mp4` -> `out.compare.mp4`, a folder `out` -> `out-compare`."""
+    return output.with_name(f"{output.stem}{'.' if output.suffix else '-'}compare{output.suffix}")
+
+
+def check_reconstruct(
+    source: Path, output: Path, compare: bool = False, short_side: int | None = None
+) -> VideoInfo:
+    """What is known of `source`. ValueError for what `reconstruct_file` could not read or write."""
+    info = _source_info(source)
+    with suppress(_Rehearsed), _video_outputs(info, output, compare, short_side):
+        raise _Rehearsed
+    return info
 
 
 def reconstruct_file(
@@ -134,31 +192,81 @@ def reconstruct_file(
     storage: StorageDtype = "float32",
     progress: Progress | None = None,
 ) -> Report:
-    """Compress `source` and re-generate it as `output`, with its timing and sound; `storage` rounds the latents between.
+    """Compress `source` and re-generate it as `output`, with its timing and sound.
 
-    `compare` also writes source, reconstruction and 4 x error side by side to `compare_path(output)`.
+    `storage` rounds the latents between, as a latent file would. `compare` also writes source,
+    reconstruction and 4 x error side by side to `compare_path(output)`.
     Raises ValueError (one line) for what cannot be read or written; then nothing is left behind.
     """
-    check_distinct(source, output)
-    generator = torch.Generator().manual_seed(seed)
-    report, start = Report(), time.perf_counter()
-    with open_video(source) as reader, _Outputs(reader, source) as outputs:
-        for frames, times in read_chunks(reader, model.geometry.chunk_length):
-            frames = _resize(frames, short_side)
-            height, width = frames.shape[1:3]
-            latents = _stored(encode_frames(model, frames), storage)
-            reconstruction = decode_frames(
-                model, latents, len(frames), height, width, num_inference_steps, generator
-            )
-            report.count(frames, latents)
-            report.measure(frames, reconstruction)
-            outputs.write(output, reconstruction, times)
-            if compare:
-                outputs.write(compare_path(output), comparison(frames, reconstruction), times)
-            if progress:
-                progress(len(frames))
+    generator, start = torch.Generator().manual_seed(seed), time.perf_counter()
+    with open_video(source) as reader:
+        height, width = resized(reader.info.height, reader.info.width, short_side)
+        report = Report(height, width)
+        with _video_outputs(reader.info, output, compare, short_side) as writers:
+            for frames, times in read_chunks(reader, model.geometry.chunk_length, short_side):
+                latents = round_latents(encode_frames(model, frames)[0], storage)[None]
+                reconstruction = decode_frames(
+                    model, latents, len(frames), height, width, num_inference_steps, generator
+                )
+                report.count(len(frames), latents)
+                report.measure(frames, reconstruction)
+                report.num_decoded += len(frames)
+                _write(writers[0], reconstruction, times)
+                if compare:
+                    _write(writers[1], comparison(frames, reconstruction), times)
+                if progress:
+                    progress(len(frames))
     report.elapsed_s = time.perf_counter() - start
     return report
+
+
+@contextmanager
+def _video_outputs(
+    info: VideoInfo, output: Path, compare: bool, short_side: int | None
+) -> Iterator[list[VideoWriter]]:
+    """The writers of one reconstruction: opened at once, finished together or not at all."""
+    height, width = resized(info.height, info.width, short_side)
+    widths = {output: width} | ({compare_path(output): 3 * width} if compare else {})
+    for path in widths:
+        check_output(info.path, path)
+        if path.suffix.lower() == ".png" and (info.num_frames or 1) > 1:
+            raise ValueError(
+                f"{path}: a .png holds one frame; end it in .mp4, or nothing: a folder"
+            )
+    with ExitStack() as stack:
+        writers = [
+            stack.enter_context(
+                VideoWriter(
+                    path,
+                    width=written_width,
+                    height=height,
+                    frame_rate=info.frame_rate,
+                    sample_aspect_ratio=info.sample_aspect_ratio,
+                    audio_from=info.path if info.has_audio else None,
+                    time_base=info.time_base,
+                )
+            )
+            for path, written_width in widths.items()
+        ]
+        yield writers
+        for writer in writers:  # before the first of them is given its name
+            writer.finish()
+
+
+def _write(writer: VideoWriter, frames: np.ndarray, times: Sequence[Fraction]) -> None:
+    for picture, moment in zip(frames, times, strict=True):
+        writer.write(picture, moment)
+
+
+# -- encode ---------------------------------------------------------------------------------------
+
+
+def check_encode(source: Path, output: Path) -> VideoInfo:
+    """What is known of `source`. ValueError for what `encode_file` could not read or write."""
+    info = _source_info(source)
+    check_output(source, output)
+    check_writable(output)
+    return info
 
 
 def encode_file(
@@ -169,36 +277,94 @@ def encode_file(
     short_side: int | None = None,
     progress: Progress | None = None,
 ) -> Report:
-    """Compress `source` to the latent file `output`. Latents are kept in memory (1/24 of the pixels or less)."""
-    check_distinct(source, output)
-    check_writable(output)
-    report, start = Report(), time.perf_counter()
+    """Compress `source` to the latent file `output`.
+
+    Holds the latents in memory, 1/24 of the pixels' values or less, and one chunk of the frames.
+    Raises ValueError (one line) for what cannot be read or written; then nothing is left behind.
+    """
+    start, info = time.perf_counter(), check_encode(source, output)
+    report = Report(*resized(info.height, info.width, short_side))
     latents: list[torch.Tensor] = []
     times: list[Fraction] = []
     with open_video(source) as reader:
-        for frames, chunk_times in read_chunks(reader, model.geometry.chunk_length):
-            frames = _resize(frames, short_side)
-            latents.append(encode_frames(model, frames).cpu())
+        for frames, chunk_times in read_chunks(reader, model.geometry.chunk_length, short_side):
+            latents.append(encode_frames(model, frames)[0].cpu())
             times += chunk_times
-            report.count(frames, latents[-1])
+            report.count(len(frames), latents[-1])
             if progress:
                 progress(len(frames))
-        video = LatentVideo(
-            latents=torch.cat(latents, dim=2)[0],
-            times=[float(moment) for moment in times],
-            height=report.height,
-            width=report.width,
-            frame_rate=reader.info.frame_rate,
-            sample_aspect_ratio=reader.info.sample_aspect_ratio,
-            temporal_compression_ratio=model.temporal_compression_ratio,
-            latents_mean=model.latents_mean,
-            latents_std=model.latents_std,
-            encoder_id=model.encoder_id(),
-            storage=storage,
-        )
+    video = LatentVideo(
+        latents=torch.cat(latents, dim=1),
+        times=times,
+        height=report.height,
+        width=report.width,
+        frame_rate=info.frame_rate,
+        time_base=info.time_base,
+        sample_aspect_ratio=info.sample_aspect_ratio,
+        temporal_compression_ratio=model.temporal_compression_ratio,
+        spatial_compression_ratio=model.spatial_compression_ratio,
+        latents_mean=model.latents_mean,
+        latents_std=model.latents_std,
+        encoder_id=model.encoder_id(),
+        storage=storage,
+    )
     write_latents(output, video)
     report.elapsed_s = time.perf_counter() - start
     return report
+
+
+# -- decode ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class FrameGrid:
+    """Which moments of a video are generated: every `every`-th frame, or `multiplier` per frame.
+
+    Raises ValueError where a number is below 1, or both are above.
+    """
+
+    every: int = 1
+    multiplier: int = 1
+
+    def __post_init__(self) -> None:
+        if min(self.every, self.multiplier) < 1:
+            raise ValueError(f"got every {self.every}, multiplier {self.multiplier}; at least 1")
+        if self.every > 1 and self.multiplier > 1:
+            raise ValueError("every and multiplier exclude each other: give one of them")
+
+    @property
+    def step(self) -> Fraction:
+        """Frames of the source from one generated frame to the next."""
+        return Fraction(self.every, self.multiplier)
+
+    def num_frames(self, num_frames: int) -> int:
+        """How many are generated of a video of `num_frames`."""
+        return int((num_frames - 1) / self.step) + 1
+
+    def chunk(self, index: int, num_frames: int, geometry: ChunkGeometry) -> list[Fraction]:
+        """The generated moments that belong to chunk `index`, in frames from the video's start.
+
+        As `ChunkGeometry.locate` says, a moment between two chunks belongs to the nearer one.
+        """
+        length, half = geometry.chunk_length, Fraction(1, 2)
+        is_last = (index + 1) * length >= num_frames
+        first = max(0, math.ceil((index * length - half) / self.step))
+        end = math.ceil(((index + 1) * length - half) / self.step)
+        stop = self.num_frames(num_frames) if is_last else min(end, self.num_frames(num_frames))
+        return [number * self.step for number in range(first, stop)]
+
+
+def check_decode(
+    source: Path,
+    video: LatentVideo,
+    output: Path,
+    audio_from: Path | None = None,
+    grid: FrameGrid | None = None,
+) -> None:
+    """ValueError for what `decode_file` could not read or write; `video` was read from `source`."""
+    check_output(source, output)
+    with suppress(_Rehearsed), _decoded_output(video, output, audio_from, grid or FrameGrid()):
+        raise _Rehearsed
 
 
 def decode_file(
@@ -209,74 +375,103 @@ def decode_file(
     seed: int = 0,
     audio_from: Path | None = None,
     progress: Progress | None = None,
+    grid: FrameGrid | None = None,
 ) -> Report:
-    """Re-generate `output` from a latent file's content. ValueError where another encoder made the latents."""
+    """Re-generate `output` from a latent file's content, at the frames or between, as `grid` says.
+
+    Raises ValueError where another encoder made the latents, and for what cannot be written.
+    """
     if video.encoder_id != model.encoder_id():
         raise ValueError(
-            f"these latents were made by encoder {video.encoder_id}, this model's is {model.encoder_id()}: "
-            "decode with the model that encoded them (--model)"
+            f"these latents were made by encoder {video.encoder_id}, this model's is "
+            f"{model.encoder_id()}: decode with the model that encoded them (--model)"
         )
-    generator = torch.Generator().manual_seed(seed)
-    report, start = Report(), time.perf_counter()
-    first = 0
-    with VideoWriter(
-        output,
-        width=video.width,
-        height=video.height,
-        frame_rate=video.frame_rate,
-        sample_aspect_ratio=video.sample_aspect_ratio,
-        audio_from=audio_from,
-    ) as writer:
-        for index, size in enumerate(model.geometry.chunk_sizes(video.num_frames)):
+    grid, geometry = grid or FrameGrid(), model.geometry
+    generator, start = torch.Generator().manual_seed(seed), time.perf_counter()
+    report = Report(video.height, video.width)
+    with _decoded_output(video, output, audio_from, grid) as writer:
+        for index, size in enumerate(geometry.chunk_sizes(video.num_frames)):
             latents = video.latents[None, :, 2 * index : 2 * index + 2]
-            frames = decode_frames(
-                model, latents, size, video.height, video.width, num_inference_steps, generator
-            )
-            for picture, moment in zip(frames, video.times[first : first + size], strict=True):
-                writer.write(picture, Fraction(moment).limit_denominator(10**6))
-            first += size
-            report.count(frames, latents)
-            if progress:
-                progress(size)
+            report.count(size, latents)
+            moments = grid.chunk(index, video.num_frames, geometry)
+            # As many together as in a chunk: what the model does, and memory stays bounded.
+            for place in range(0, len(moments), geometry.chunk_length):
+                group = moments[place : place + geometry.chunk_length]
+                frames = decode_frames(
+                    model,
+                    latents,
+                    None,
+                    video.height,
+                    video.width,
+                    num_inference_steps,
+                    generator,
+                    frame_times=[float(moment - index * geometry.chunk_length) for moment in group],
+                )
+                _write(writer, frames, [_time_at(video.times, moment) for moment in group])
+                report.num_decoded += len(group)
+                if progress:
+                    progress(len(group))
     report.elapsed_s = time.perf_counter() - start
     return report
 
 
-def check_distinct(source: Path, output: Path) -> None:
-    if output.exists() and source.exists() and output.samefile(source):
-        raise ValueError(f"{output} is the input itself: give another name for the output")
+@contextmanager
+def _decoded_output(
+    video: LatentVideo, output: Path, audio_from: Path | None, grid: FrameGrid
+) -> Iterator[VideoWriter]:
+    if audio_from is not None:
+        check_output(audio_from, output)
+        _check_sound(audio_from)
+    if output.suffix.lower() == ".png" and grid.num_frames(video.num_frames) > 1:
+        raise ValueError(f"{output}: a .png holds one frame; end it in .mp4, or nothing: a folder")
+    with VideoWriter(
+        output,
+        width=video.width,
+        height=video.height,
+        frame_rate=video.frame_rate / grid.step,
+        sample_aspect_ratio=video.sample_aspect_ratio,
+        audio_from=audio_from,
+        time_base=video.time_base / grid.multiplier,
+    ) as writer:
+        yield writer
 
 
-def _stored(latents: torch.Tensor, storage: StorageDtype) -> torch.Tensor:
-    if storage == "int8":
-        return dequantize(*quantize(latents[0].cpu()))[None]
-    return latents.to(getattr(torch, storage)).float()
+def _time_at(times: Sequence[Fraction], moment: Fraction) -> Fraction:
+    """Seconds at `moment` (in frames): between two frames, in proportion."""
+    before, rest = int(moment), moment % 1
+    if rest == 0:
+        return times[before]
+    return times[before] + rest * (times[before + 1] - times[before])
 
 
-class _Outputs:
-    """The video files of one reconstruction, opened at their first frame, finished together or not at all."""
+# -- checks ---------------------------------------------------------------------------------------
 
-    def __init__(self, reader: VideoReader, source: Path) -> None:
-        self.reader, self.source = reader, source
-        self.writers: dict[Path, VideoWriter] = {}
 
-    def write(self, path: Path, frames: np.ndarray, times: list[Fraction]) -> None:
-        if path not in self.writers:
-            info = self.reader.info
-            self.writers[path] = VideoWriter(
-                path,
-                width=frames.shape[2],
-                height=frames.shape[1],
-                frame_rate=info.frame_rate,
-                sample_aspect_ratio=info.sample_aspect_ratio,
-                audio_from=self.source if info.has_audio else None,
-            ).__enter__()
-        for picture, moment in zip(frames, times, strict=True):
-            self.writers[path].write(picture, moment)
+class _Rehearsed(Exception):
+    """No error: it makes writers go without a trace."""
 
-    def __enter__(self) -> "_Outputs":
-        return self
 
-    def __exit__(self, *exception: object) -> None:
-        for writer in self.writers.values():
-            writer.__exit__(*exception)  # type: ignore[arg-type]
+def check_output(source: Path, output: Path) -> None:
+    """ValueError where `output` would replace `source`, a part of it, or a read-only file."""
+    if not output.exists():
+        return
+    if source.exists() and output.samefile(source):
+        raise ValueError(f"{output}: is the input itself; give another name for the output")
+    is_part = source.is_dir() and output.parent.samefile(source)
+    if is_part and output.suffix.lower() in PICTURE_SUFFIXES:
+        raise ValueError(f"{output}: is one of the input's pictures; give another name")
+    if not os.access(output, os.W_OK):
+        raise ValueError(f"{output}: cannot write there (the file is read-only); give another name")
+
+
+def _source_info(source: Path) -> VideoInfo:
+    with open_video(source) as reader:
+        return reader.info
+
+
+def _check_sound(path: Path) -> None:
+    if not path.is_file():
+        raise ValueError(f"{path}: no such file to take the sound from")
+    with open_container(path) as container:
+        if not container.streams.audio:
+            raise ValueError(f"{path}: has no sound; give another file, or leave --audio out")

@@ -32,6 +32,15 @@ def training_target(sample: torch.Tensor, noise: torch.Tensor, prediction_type: 
     return noise - sample if prediction_type == "v_prediction" else noise
 
 
+def posterior_gain(timestep: torch.Tensor, deviation: float) -> torch.Tensor:
+    """How much of x_t to believe: for x ~ N(m, s^2), E[x | x_t] = m + gain * (x_t - (1 - t) m); `[B]` -> `[B]`.
+
+    0 at t = 1 (noise says nothing), 1 at t = 0.
+    """
+    t, variance = timestep.float(), deviation**2
+    return (1 - t) * variance / ((1 - t) ** 2 * variance + t**2).clamp_min(1e-12)
+
+
 def predicted_sample(
     output: torch.Tensor, noisy: torch.Tensor, timestep: torch.Tensor, prediction_type: str
 ) -> torch.Tensor:

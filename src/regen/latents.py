@@ -1,10 +1,13 @@
-"""The latent file: one safetensors file that holds all a decoder needs. The only module that knows its layout.
+"""The latent file: one safetensors file with all that a decoder needs. Only this module knows it.
 
-Tensors: `latents` `[8, n, h, w]` (normalised; float32, bfloat16, or int8 with `scale` `[8, 2]`), `times` float64 `[T]` in
-seconds, `latents_mean` and `latents_std` `[8, 2]` (content, motion). Everything else is text in the metadata.
+Tensors: `latents` `[8, n, h, w]`, normalised: float32, bfloat16, or int8 with `scale` float32
+`[8, n]`; `times` int64 `[T]` in ticks from the first frame; `latents_mean`, `latents_std` `[8, 2]`
+(content, motion). Text in the metadata: frame count, size, rates, geometry, id of the encoder, and
+a checksum over everything else, so that a flipped byte anywhere is found.
 """
 
 import hashlib
+import math
 import os
 from dataclasses import dataclass
 from fractions import Fraction
@@ -19,19 +22,27 @@ from regen.chunking import ChunkGeometry
 
 StorageDtype = Literal["float32", "bfloat16", "int8"]
 FORMAT = "regen-latents-1"
+SUFFIX = ".safetensors"
+MAX_TICKS_PER_S = 10**9  # finer times than nanoseconds are rounded to them
 
 
 @dataclass(frozen=True)
 class LatentVideo:
-    """A compressed video. `latents` float32 `[8, n, h, w]`, normalised; `times` seconds of each frame from the first."""
+    """A compressed video. `latents`: float `[8, n, h, w]`, normalised; `times` of frames, in s.
+
+    `height`, `width` in pixels; `frame_rate` in frames/s; `time_base`, the unit of the source's time
+    stamps, in s; statistics `[8, 2]` (content, motion).
+    """
 
     latents: torch.Tensor
-    times: list[float]
+    times: list[Fraction]
     height: int
     width: int
     frame_rate: Fraction
+    time_base: Fraction
     sample_aspect_ratio: Fraction
     temporal_compression_ratio: int
+    spatial_compression_ratio: int
     latents_mean: torch.Tensor
     latents_std: torch.Tensor
     encoder_id: str
@@ -43,33 +54,87 @@ class LatentVideo:
 
 
 def quantize(latents: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """float `[8, n, h, w]` -> int8 and its `scale` `[8, 2]`: the largest magnitude per channel and kind over 127."""
-    scale = torch.ones(latents.shape[0], 2)
-    for kind in (0, 1):
-        if latents.shape[1] > kind:
-            scale[:, kind] = latents[:, kind::2].abs().amax(dim=(1, 2, 3)).clamp_min(1e-6) / 127
-    return (latents / _per_frame(scale, latents.shape[1])).round().to(torch.int8), scale
+    """Float `[8, n, h, w]` -> int8, and its `scale` `[8, n]`: the largest magnitude over 127.
+
+    Each latent frame has its own scale, so a chunk is rounded alike alone and within its video.
+    """
+    scale = latents.abs().amax(dim=(2, 3)).clamp_min(1e-6) / 127
+    return (latents / scale[:, :, None, None]).round().to(torch.int8), scale
 
 
 def dequantize(values: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
-    return values.float() * _per_frame(scale, values.shape[1])
+    """int8 `[8, n, h, w]` and `scale` `[8, n]` -> float32."""
+    return values.float() * scale[:, :, None, None]
 
 
-def _per_frame(statistic: torch.Tensor, num_latent_frames: int) -> torch.Tensor:
-    return statistic[:, torch.arange(num_latent_frames) % 2][:, :, None, None]
-
-
-def _checksum(tensors: dict[str, torch.Tensor]) -> str:
-    digest = hashlib.sha256()
-    for name, tensor in sorted(tensors.items()):
-        digest.update(name.encode() + tensor.contiguous().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
+def round_latents(latents: torch.Tensor, storage: StorageDtype) -> torch.Tensor:
+    """`[8, n, h, w]` -> float32, rounded as in a file of type `storage`, bit for bit."""
+    if storage == "int8":
+        return dequantize(*quantize(latents))
+    return latents.to(getattr(torch, storage)).float()
 
 
 def write_latents(path: Path, video: LatentVideo) -> None:
-    """Write `video` in its `storage` type; the file appears whole or not at all. Raises ValueError if it cannot."""
+    """Write `video` in its `storage` type; the file appears whole or not at all.
+
+    Raises ValueError where it cannot be written.
+    """
+    tensors, metadata = _to_file(video)
+    temporary = _temporary(path)
+    try:
+        mode = _touch(path, temporary)
+        save_file(tensors, temporary, metadata=metadata)
+        temporary.chmod(mode)  # safetensors' own is 0600
+        temporary.replace(path)
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"{path}: cannot write there ({error})") from None
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def check_writable(path: Path) -> None:
+    """ValueError unless a latent file can be written at `path`; asked before any work is done."""
+    if path.suffix.lower() != SUFFIX:
+        raise ValueError(f"{path}: latents go into a file that ends in {SUFFIX}")
+    if path.is_dir():
+        raise ValueError(f"{path}: is a folder; give the name of a file")
+    temporary = _temporary(path)
+    try:
+        _touch(path, temporary)
+    except OSError as error:
+        raise ValueError(
+            f"{path}: cannot write there ({error.strerror}); name an existing, writable folder"
+        ) from None
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def read_latents(path: Path) -> LatentVideo:
+    """Read and check a latent file. Raises ValueError for a missing, foreign or damaged one."""
+    if not path.is_file():
+        raise ValueError(f"{path}: {'is not a file' if path.exists() else 'no such file'}")
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError, ValueError, RuntimeError) as error:
+        raise ValueError(
+            f"{path}: not a latent file, or damaged ({error}); encode the video again"
+        ) from None
+    if metadata.get("format") != FORMAT:
+        raise ValueError(f"{path}: not a latent file that `regen encode` wrote ({FORMAT})")
+    if metadata.pop("checksum", None) != _checksum(tensors, metadata):
+        raise ValueError(f"{path}: damaged, its checksum differs; encode the video again")
+    try:
+        return _from_file(tensors, metadata)
+    except (KeyError, ValueError, IndexError, ZeroDivisionError) as error:
+        raise ValueError(f"{path}: damaged ({error}); encode the video again") from None
+
+
+def _to_file(video: LatentVideo) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    ticks = min(math.lcm(*(moment.denominator for moment in video.times)), MAX_TICKS_PER_S)
     tensors = {
-        "times": torch.tensor(video.times, dtype=torch.float64),
+        "times": torch.tensor([round(moment * ticks) for moment in video.times]),
         "latents_mean": video.latents_mean.float().cpu().contiguous(),
         "latents_std": video.latents_std.float().cpu().contiguous(),
     }
@@ -83,65 +148,59 @@ def write_latents(path: Path, video: LatentVideo) -> None:
         "height": str(video.height),
         "width": str(video.width),
         "frame_rate": str(video.frame_rate),
+        "time_base": str(video.time_base),
+        "ticks_per_s": str(ticks),
         "sample_aspect_ratio": str(video.sample_aspect_ratio),
         "temporal_compression_ratio": str(video.temporal_compression_ratio),
+        "spatial_compression_ratio": str(video.spatial_compression_ratio),
         "encoder_id": video.encoder_id,
         "storage": video.storage,
-        "checksum": _checksum(tensors),
     }
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        save_file(tensors, temporary, metadata=metadata)
-        temporary.replace(path)
-    except (OSError, SafetensorError) as error:
-        raise ValueError(f"cannot write {path}: {error}") from None
-    finally:
-        temporary.unlink(missing_ok=True)
+    return tensors, metadata | {"checksum": _checksum(tensors, metadata)}
 
 
-def check_writable(path: Path) -> None:
-    """ValueError unless a file can be made at `path`; asked before any work is done."""
-    if path.is_dir():
-        raise ValueError(f"{path} is a folder: give the name of a file to write")
-    if not path.parent.is_dir():
-        raise ValueError(f"{path.parent} does not exist: make the folder first")
-    if not os.access(path.parent, os.W_OK):
-        raise ValueError(f"{path.parent} is not writable")
-
-
-def read_latents(path: Path) -> LatentVideo:
-    """Read and check a latent file. Raises ValueError for a missing, foreign or damaged one."""
-    if not path.is_file():
-        raise ValueError(f"{path} does not exist" if not path.exists() else f"{path} is not a file")
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
-        raise ValueError(f"{path} is not a latent file or is damaged ({error}): encode the video again") from None
-    if metadata.get("format") != FORMAT:
-        raise ValueError(f"{path} is a safetensors file, but not a latent file of `regen encode` ({FORMAT})")
-    if metadata.get("checksum") != _checksum(tensors):
-        raise ValueError(f"{path} is damaged (its checksum differs): encode the video again")
-    try:
-        storage = metadata["storage"]
-        assert storage in get_args(StorageDtype)
-        values = tensors["latents"]
-        video = LatentVideo(
-            latents=dequantize(values, tensors["scale"]) if storage == "int8" else values.float(),
-            times=tensors["times"].tolist(),
-            height=int(metadata["height"]),
-            width=int(metadata["width"]),
-            frame_rate=Fraction(metadata["frame_rate"]),
-            sample_aspect_ratio=Fraction(metadata["sample_aspect_ratio"]),
-            temporal_compression_ratio=int(metadata["temporal_compression_ratio"]),
-            latents_mean=tensors["latents_mean"],
-            latents_std=tensors["latents_std"],
-            encoder_id=metadata["encoder_id"],
-            storage=storage,  # type: ignore[arg-type]
-        )
-        geometry = ChunkGeometry(video.temporal_compression_ratio)
-        geometry.check_num_frames(video.num_frames, video.latents.shape[1])
-    except (KeyError, ValueError, AssertionError, ZeroDivisionError) as error:
-        raise ValueError(f"{path} is damaged (field {error}): encode the video again") from None
+def _from_file(tensors: dict[str, torch.Tensor], metadata: dict[str, str]) -> LatentVideo:
+    storage = metadata["storage"]
+    if storage not in get_args(StorageDtype):
+        raise ValueError(f"stored as {storage}")
+    values, ticks = tensors["latents"], int(metadata["ticks_per_s"])
+    video = LatentVideo(
+        latents=dequantize(values, tensors["scale"]) if storage == "int8" else values.float(),
+        times=[Fraction(tick, ticks) for tick in tensors["times"].tolist()],
+        height=int(metadata["height"]),
+        width=int(metadata["width"]),
+        frame_rate=Fraction(metadata["frame_rate"]),
+        time_base=Fraction(metadata["time_base"]),
+        sample_aspect_ratio=Fraction(metadata["sample_aspect_ratio"]),
+        temporal_compression_ratio=int(metadata["temporal_compression_ratio"]),
+        spatial_compression_ratio=int(metadata["spatial_compression_ratio"]),
+        latents_mean=tensors["latents_mean"],
+        latents_std=tensors["latents_std"],
+        encoder_id=metadata["encoder_id"],
+        storage=storage,  # type: ignore[arg-type]  # checked above
+    )
+    if int(metadata["num_frames"]) != video.num_frames:
+        raise ValueError(f"{video.num_frames} times for {metadata['num_frames']} frames")
+    geometry = ChunkGeometry(video.temporal_compression_ratio)
+    geometry.check_num_frames(video.num_frames, video.latents.shape[1])
     return video
+
+
+def _checksum(tensors: dict[str, torch.Tensor], metadata: dict[str, str]) -> str:
+    digest = hashlib.sha256(repr(sorted(metadata.items())).encode())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
+        digest.update(tensor.contiguous().view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def _temporary(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
+
+
+def _touch(path: Path, temporary: Path) -> int:
+    """Make the temporary file and return its mode; OSError where `path` could not be written."""
+    if path.exists() and not os.access(path, os.W_OK):
+        raise PermissionError(13, "the file is read-only")
+    temporary.touch()
+    return temporary.stat().st_mode

@@ -19,11 +19,21 @@ from diffusers.utils.torch_utils import randn_tensor
 from torch import nn
 
 from regen.chunking import ChunkGeometry
-from regen.flow import EPSILON_MAX_TIMESTEP, PREDICTION_TYPES, euler_sample, predicted_sample
+from regen.flow import (
+    EPSILON_MAX_TIMESTEP,
+    PREDICTION_TYPES,
+    euler_sample,
+    posterior_gain,
+    predicted_sample,
+)
 from regen.models.conditioning import LatentConditioning
 from regen.models.dit import REGENDiT
 from regen.models.encoder import REGENEncoder
 from regen.models.shortcut import PATCH, LinearDecoder, LinearEncoder
+
+# Deviation of pixels about grey, and about the linear decoder's picture (measured on training crops: 24 dB).
+PIXEL_DEVIATION = 0.5
+LINEAR_DEVIATION = 0.12
 
 
 @dataclass
@@ -107,6 +117,7 @@ class AutoencoderREGEN(ModelMixin, AutoencoderMixin, ConfigMixin):
             self.linear_decoder = LinearDecoder(
                 latent_channels, temporal_compression_ratio, self.geometry.chunk_length
             )
+            self.linear_encoder.requires_grad_(False)  # see LinearEncoder
             nn.init.zeros_(self.encoder.conv_out.weight)
             nn.init.zeros_(self.encoder.conv_out.bias)  # type: ignore[arg-type]
         # Choice: z_m of an image, which has no motion latent, is a learned constant.
@@ -139,11 +150,20 @@ class AutoencoderREGEN(ModelMixin, AutoencoderMixin, ConfigMixin):
 
         `timestep` `[B]` in [0, 1]; `frame_times` `[B, F]` in frames from the start of the chunk.
         """
-        output = self.dit(noisy_video, timestep, self.conditioning(latents, frame_times))
-        if self.linear_decoder is None:
-            return output
-        linear = self.linear_decoder(latents, frame_times).to(output.dtype)
-        return output + linear if self.config.prediction_type == "sample" else output - linear
+        conditioning = self.conditioning(latents, frame_times)
+        linear = None if self.linear_decoder is None else self.linear_decoder(latents, frame_times)
+        if self.config.prediction_type != "sample":
+            output = self.dit(noisy_video, timestep, conditioning)
+            return output if linear is None else output - linear.to(output.dtype)
+        # Choice: a preconditioned x-prediction. The network sees x_t as far as it can be believed (at t = 1 not at all: noise
+        # as strong as the conditioning is what it would have to learn to ignore), and adds to the posterior mean of a
+        # Gaussian around the linear decoder's picture. One step is so a function of the latents alone.
+        gain = posterior_gain(timestep, PIXEL_DEVIATION).view(-1, 1, 1, 1, 1)
+        output = self.dit((gain * noisy_video).to(noisy_video.dtype), timestep, conditioning).float()
+        prior, deviation = (0.0, PIXEL_DEVIATION) if linear is None else (linear.float(), LINEAR_DEVIATION)
+        t = timestep.float().view(-1, 1, 1, 1, 1)
+        trust = posterior_gain(timestep, deviation).view(-1, 1, 1, 1, 1)
+        return output + prior + trust * (noisy_video.float() - (1 - t) * prior)
 
     # -- the public pair ------------------------------------------------------------------------------------------
 

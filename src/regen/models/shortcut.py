@@ -32,7 +32,11 @@ def repeat_edges(picture: torch.Tensor) -> torch.Tensor:
 
 
 class LinearEncoder(nn.Module):
-    """Chunk -> raw latents `[B, 8, 2, h, w]` (one frame: `[B, 8, 1, h, w]`), linear in the pixels, causal."""
+    """Chunk -> raw latents `[B, 8, 2, h, w]` (one frame: `[B, 8, 1, h, w]`), linear in the pixels, causal.
+
+    Choice: fixed once solved; the encoder's network learns what should differ. Its thousands of inputs move together (they are
+    the same picture), so a step of Adam, which is as large for each weight, would throw the latents about.
+    """
 
     def __init__(self, latent_channels: int, chunk_length: int) -> None:
         super().__init__()

@@ -1,24 +1,31 @@
 """`regen train`'s options: one frozen dataclass, which is also its `--help`."""
 
-from dataclasses import dataclass
+import json
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from regen.models.presets import PRESETS
+
+# Options that may change between the start of a run and its resumption.
+FREE_OPTIONS = {
+    "output", "cache", "num_workers", "validate_every", "checkpoint_every", "data", "max_bad_share",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """Train an embedder on folders of clips and photos. The same command again goes on where it stopped."""
+    """Train an embedder on folders of clips and photos. The same command again goes on."""
 
     data: tuple[Path, ...]
-    """Folders of clips and photos (MP4, MOV, MKV, WebM, GIF, PNG, JPEG, ...), searched to the bottom."""
+    """Folders of clips and photos (MP4, MOV, MKV, WebM, GIF, PNG, JPEG, ...), searched to the
+    bottom."""
     output: Path
     """Folder of the run: checkpoints, TensorBoard log, sample sheets, and at the end the model."""
     preset: str = "tiny_8x"
     """Model configuration; one of regen.models.presets."""
     prediction_type: Literal["sample", "v_prediction", "epsilon"] = "sample"
-    """What the decoder predicts."""
+    """What the decoder predicts. epsilon trains without the linear shortcuts of a preset."""
     steps: int = 20000
     """Iterations in all."""
     video_batch_size: int = 8
@@ -48,7 +55,8 @@ class TrainConfig:
     mixed_precision: Literal["no", "bf16"] = "bf16"
     """Precision of the matrix products."""
     compile: bool = False
-    """Compile the training step with torch.compile: slower to start (minutes on a CPU), then faster."""
+    """Compile the training step with torch.compile: slower to start (minutes on a CPU), then
+    faster."""
     seed: int = 0
     """Everything random follows from it."""
     cache: Path | None = None
@@ -68,10 +76,56 @@ class TrainConfig:
         """ValueError for an option out of range."""
         if self.preset not in PRESETS:
             raise ValueError(f"--preset is one of {', '.join(PRESETS)}, got {self.preset!r}")
-        for name in ("steps", "video_batch_size", "image_batch_size", "num_targets", "validate_every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"--{name.replace('_', '-')} is at least 1, got {getattr(self, name)}")
-        if self.checkpoint_every < 1 or self.learning_rate <= 0 or self.validation_sources < 0:
-            raise ValueError("--checkpoint-every and --learning-rate are positive, --validation-sources at least 0")
         if self.crop % 32 or self.crop < 32:
             raise ValueError(f"--crop is a multiple of 32, got {self.crop}")
+        if not self.data:
+            raise ValueError("--data takes at least one folder of clips and photos")
+        batches = ("steps", "video_batch_size", "image_batch_size", "num_targets")
+        for name in (*batches, "validate_every", "checkpoint_every"):
+            self._check_range(name, 1, float("inf"))
+        for name in ("warmup_steps", "weight_decay", "validation_sources", "num_workers", "seed"):
+            self._check_range(name, 0, float("inf"))
+        shares = ("other_tasks", "cooldown_share", "noise_only_share", "max_bad_share", "ema_decay")
+        for name in shares:
+            self._check_range(name, 0, 1)
+        if not 0 < self.learning_rate < float("inf"):
+            raise ValueError(f"--learning-rate is a positive number, got {self.learning_rate}")
+        if self.seed >= 2**63:
+            raise ValueError(f"--seed has 63 bits at most, got {self.seed}")
+
+    def _check_range(self, name: str, low: float, high: float) -> None:
+        value = getattr(self, name)
+        if not low <= value <= high:
+            expected = f"at least {low:g}" if high == float("inf") else f"from {low:g} to {high:g}"
+            raise ValueError(f"--{name.replace('_', '-')} is {expected}, got {value}")
+
+
+def run_options(config: TrainConfig) -> dict[str, Any]:
+    """As config.json holds them."""
+    return json.loads(json.dumps(asdict(config), default=str))
+
+
+def check_run_config(path: Path, config: TrainConfig) -> None:
+    """ValueError where the run was started with other options than `config`.
+
+    An option that did not exist then had its default.
+    """
+    if not path.exists():
+        return
+    defaults = {field.name: field.default for field in fields(config)}
+    before = json.loads(path.read_text())
+    for name, value in run_options(config).items():
+        old = before.get(name, defaults.get(name))
+        if name not in FREE_OPTIONS and old != value:
+            raise ValueError(
+                f"{path.parent} was started with {name} = {old}, now it is {value}: "
+                "give the same options to go on, or another --output to start anew"
+            )
+
+
+def write_run_config(path: Path, config: TrainConfig) -> None:
+    """Keep the options that the run was started with; a file that is there stays."""
+    if not path.exists():
+        temporary = path.with_suffix(".tmp")
+        temporary.write_text(json.dumps(run_options(config), indent=2) + "\n")
+        temporary.replace(path)

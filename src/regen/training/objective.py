@@ -11,16 +11,18 @@ from regen.models.autoencoder import AutoencoderREGEN
 
 @dataclass(frozen=True)
 class ObjectiveConfig:
-    """`noise_only_share`: samples at t = 1 exactly, which is what one-step decoding asks; the others are uniform in t."""
+    """`noise_only_share`: samples at the timestep that one-step decoding starts from; the others
+    are uniform below it. `detail_weighting`: see `detail_weights`."""
 
     noise_only_share: float = 0.5
     detail_weighting: bool = True
 
 
 def detail_weights(target: torch.Tensor, floor: float = 0.02) -> torch.Tensor:
-    """Weight of each sample `[B]`, mean 1: the inverse of its detail (variance within 8 x 8 patches).
+    """Weight of each sample of `target` `[B, 3, F, H, W]` in [-1, 1]: `[B]`, mean 1.
 
-    Choice: PSNR is a mean of logarithms, so a decibel of a smooth clip counts as much as one of a busy clip; plain MSE
+    It is the inverse of the sample's detail (variance within 8 x 8 patches). Choice: PSNR is a mean
+    of logarithms, so a decibel of a smooth clip counts as much as one of a busy clip; plain MSE
     hears the busy clip alone.
     """
     coarse = nn.functional.avg_pool3d(target, (1, 8, 8))
@@ -44,9 +46,13 @@ class REGENObjective(nn.Module):
         noise: torch.Tensor,
         timestep: torch.Tensor,
     ) -> torch.Tensor:
-        """`chunk`, `target`: float videos in [-1, 1]; `timestep` `[B]`. Returns the loss of each sample `[B]`."""
+        """Losses of the samples, `[B]`.
+
+        `chunk` `[B, 3, 1 or k + 1, S, S]` and `target` `[B, 3, F, S, S]` in [-1, 1], `frame_times`
+        `[B, F]` in frames of the chunk, `noise` like `target`, `timestep` `[B]` in [0, 1].
+        """
         prediction_type = self.model.config.prediction_type
-        latents = self.model.fill_motion(self.model.encode_chunk(chunk))
+        latents = self.model.fill_motion(self.model.encode_chunk(chunk))  # [B, 8, 2, h, w]
         noisy = add_noise(target, noise, timestep)
         output = self.model.predict(noisy, timestep, latents, frame_times)
         error = output.float() - training_target(target, noise, prediction_type)
@@ -54,8 +60,13 @@ class REGENObjective(nn.Module):
         return losses * detail_weights(target) if self.config.detail_weighting else losses
 
 
-def draw_timesteps(batch_size: int, noise_only_share: float, generator: torch.Generator) -> torch.Tensor:
-    """Diffusion times `[B]`: 1 for a share of the samples, uniform in (0, 1) for the rest."""
+def draw_timesteps(
+    batch_size: int,
+    noise_only_share: float,
+    generator: torch.Generator,
+    max_timestep: float = 1.0,
+) -> torch.Tensor:
+    """Diffusion times `[B]`: `max_timestep` for a share of the samples, the rest uniform below."""
     uniform = torch.rand(batch_size, generator=generator).clamp_min(1e-3)
     noise_only = torch.rand(batch_size, generator=generator) < noise_only_share
-    return torch.where(noise_only, torch.ones(batch_size), uniform)
+    return max_timestep * torch.where(noise_only, torch.ones(batch_size), uniform)

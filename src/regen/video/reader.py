@@ -37,6 +37,7 @@ class VideoInfo:
     width: int  # pixels as displayed, after rotation
     height: int
     frame_rate: Fraction  # average, frames per second
+    time_base: Fraction  # s, unit of the time stamps
     num_frames: int | None  # as the container declares it; exact for pictures and folders
     duration_s: float | None  # as the container declares it
     codec: str
@@ -206,6 +207,7 @@ def _picture_info(path: Path) -> VideoInfo:
             width=width,
             height=height,
             frame_rate=PICTURE_FRAME_RATE,
+            time_base=1 / PICTURE_FRAME_RATE,
             num_frames=1,
             duration_s=float(1 / PICTURE_FRAME_RATE),
             codec=(image.format or "").lower(),
@@ -402,6 +404,7 @@ def _container_info(path: Path) -> VideoInfo:
         width=frame.height if turned else frame.width,
         height=frame.width if turned else frame.height,
         frame_rate=Fraction(rate),
+        time_base=stream.time_base,
         num_frames=stream.frames or None,
         duration_s=None if duration is None else float(duration),
         codec=stream.codec_context.codec.canonical_name,

@@ -31,6 +31,7 @@ class VideoWriter:
     `audio_from` names a file whose first sound track goes along (not into pictures), copied as it is where
     the format takes it, else as AAC (.mp4) or Opus (.webm), in time with that file's first video frame.
     Where that file's video goes on after the last frame written, its sound is cut there.
+    `time_base` is the unit of the times, if known: .mp4 then keeps uneven times exactly.
     The last frame lasts 1 / frame_rate. PyAV can store non-square pixels in .mp4, not in .webm
     and .mkv. Raises VideoError for a target that cannot be written, at once, and where writing fails;
     leaving the `with` block by an exception leaves an earlier file untouched.
@@ -45,6 +46,7 @@ class VideoWriter:
         frame_rate: Fraction,
         sample_aspect_ratio: Fraction = Fraction(1),
         audio_from: str | Path | None = None,
+        time_base: Fraction | None = None,
     ) -> None:
         self.path, self._shape = Path(path), (height, width, 3)
         if width < 1 or height < 1 or frame_rate <= 0:
@@ -72,19 +74,20 @@ class VideoWriter:
             raise VideoError(
                 f"{path}: cannot write there ({one_line(error)}); name an existing, writable folder"
             ) from error
-        self._time, self._num_frames, self._closed = Fraction(-1), 0, False
+        self._time, self._num_frames = Fraction(-1), 0
+        self._finished = self._closed = False
         self._stream: _StreamSink | None = None
         if suffix in _CODECS:
             with self._undo_on_error():
                 rate = Fraction(frame_rate).limit_denominator(100_000)
                 self._stream = _StreamSink(
-                    self._temporary, width, height, rate, sample_aspect_ratio
+                    self._temporary, width, height, rate, sample_aspect_ratio, time_base
                 )
                 self._stream.start(audio_from)
 
     def write(self, pixels: np.ndarray, time: Fraction) -> None:
         """Append a frame, uint8 [H, W, 3] in RGB, shown from `time` (s, increasing) to the next one."""
-        if self._closed:
+        if self._closed or self._finished:
             raise ValueError(f"{self.path}: the writer is closed; write before close")
         if pixels.dtype != np.uint8 or pixels.shape != self._shape:
             raise ValueError(
@@ -107,15 +110,26 @@ class VideoWriter:
                 Image.fromarray(pixels).save(self._temporary / name, "PNG", compress_level=1)
         self._time, self._num_frames = time, self._num_frames + 1
 
-    def close(self) -> None:
-        """Finish the file and give it its name. VideoError if there was no frame, or writing fails."""
-        if self._closed:
+    def finish(self) -> None:
+        """Write all but the name, which `close` gives: to finish several files together or none.
+
+        VideoError if there was no frame, or writing fails.
+        """
+        if self._closed or self._finished:
             return
         with self._undo_on_error():
             if self._num_frames == 0:
                 raise VideoError(f"{self.path}: no frame was written; expected at least one")
             if self._stream:
                 self._stream.finish()
+        self._finished = True
+
+    def close(self) -> None:
+        """Finish the file and give it its name. VideoError if there was no frame, or writing fails."""
+        if self._closed:
+            return
+        self.finish()
+        with self._undo_on_error():
             if self.path.is_dir():
                 self.path.rmdir()
             self._temporary.replace(self.path)
@@ -171,7 +185,13 @@ class _StreamSink:
     """A video stream being encoded into a container, with the packets of a sound track between."""
 
     def __init__(
-        self, path: Path, width: int, height: int, rate: Fraction, aspect: Fraction
+        self,
+        path: Path,
+        width: int,
+        height: int,
+        rate: Fraction,
+        aspect: Fraction,
+        time_base: Fraction | None,
     ) -> None:
         encoder, options, self._copied, self._sound_encoder = _CODECS[path.suffix]
         flags = {"movflags": "+faststart"} if path.suffix == ".mp4" else {}
@@ -187,10 +207,9 @@ class _StreamSink:
             self._video.pix_fmt = "yuv444p" if odd else "yuv420p"
             context.colorspace, context.color_range = 1, ColorRange.MPEG
             context.color_primaries, context.color_trc = ColorPrimaries.BT709, ColorTrc.BT709
-        # Ticks that the frame rate and the usual time bases divide; Matroska counts in milliseconds.
-        ticks = math.lcm(rate.numerator, 90_000)
-        ticks = ticks if ticks <= 10_000_000 else rate.numerator * -(-90_000 // rate.numerator)
-        self._tick = Fraction(1, ticks if path.suffix == ".mp4" else 1000)
+        # Matroska counts in milliseconds.
+        ticks = _ticks_per_s(rate, time_base) if path.suffix == ".mp4" else 1000
+        self._tick = Fraction(1, ticks)
         context.time_base = self._tick
         self._frame_time = 1 / rate
         self._held: Any = None  # a frame waits for the next one, which ends it
@@ -272,6 +291,19 @@ class _StreamSink:
             layout = "mono" if track.codec_context.channels == 1 else "stereo"
             target = self._container.add_stream(self._sound_encoder, rate=48_000, layout=layout)
             self._sound = _encoded_packets(source, track, target, origin)
+
+
+def _ticks_per_s(rate: Fraction, time_base: Fraction | None) -> int:
+    """Ticks that hold the frame rate and the usual time bases exactly; rather that of the times.
+
+    Above 10 million, a frame of minutes would not fit MP4's 32 bits.
+    """
+    own = 1 if time_base is None else time_base.denominator
+    choices = [math.lcm(own, rate.numerator, 90_000)]
+    if time_base is not None:
+        choices += [math.lcm(own, 90_000), math.lcm(own, rate.numerator), own]
+    fallback = rate.numerator * -(-90_000 // rate.numerator)
+    return next((ticks for ticks in choices if 1000 <= ticks <= 10_000_000), fallback)
 
 
 def _video_span(path: Path) -> tuple[Fraction, Fraction | None]:

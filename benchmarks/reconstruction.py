@@ -1,0 +1,110 @@
+"""PSNR and SSIM of a model on a folder of clips, by the protocol of docs/results.md; prints a Markdown table, writes JSON.
+
+Each clip: short side to SIZE (bicubic), centre crop SIZE x SIZE, first FRAMES frames, encoded and decoded in chunks; metrics on
+8-bit RGB per frame, mean over frames, then over clips. The same reading as the linear reference codec's.
+
+    python benchmarks/reconstruction.py --clips DIR [--model NAME] [--size 256] [--frames 36] [--steps 1 8] [--output FILE]
+"""
+
+import argparse
+import json
+import time
+from pathlib import Path
+
+import av
+import numpy as np
+import torch
+
+from regen.codec import decode_frames, encode_frames
+from regen.evaluation.metrics import psnr, ssim
+from regen.evaluation.sheets import comparison
+from regen.models.autoencoder import AutoencoderREGEN
+from regen.models.loading import load_model
+from regen.video import frames_to_video
+
+
+def read_clip(path: Path, size: int, num_frames: int) -> np.ndarray:
+    """uint8 `[T, size, size, 3]`, T at most `num_frames`."""
+    frames = []
+    with av.open(str(path)) as container:
+        for frame in container.decode(video=0):
+            scale = size / min(frame.height, frame.width)
+            width, height = max(size, round(frame.width * scale)), max(size, round(frame.height * scale))
+            picture = frame.reformat(width=width, height=height, format="rgb24", interpolation="BICUBIC")
+            top, left = (height - size) // 2, (width - size) // 2
+            frames.append(picture.to_ndarray()[top : top + size, left : left + size])
+            if len(frames) == num_frames:
+                break
+    return np.stack(frames)
+
+
+def measure(model: AutoencoderREGEN, frames: np.ndarray, steps: int, seed: int) -> dict[str, object]:
+    """PSNR and SSIM of one clip, their course over the frame's position in its chunk, and the reconstruction."""
+    generator = torch.Generator().manual_seed(seed)
+    length = model.geometry.chunk_length
+    rebuilt = []
+    for start in range(0, len(frames), length):
+        chunk = frames[start : start + length]
+        latents = encode_frames(model, chunk)
+        rebuilt.append(decode_frames(model, latents, len(chunk), *chunk.shape[1:3], steps, generator))
+    reconstruction = np.concatenate(rebuilt)
+    source, other = frames_to_video(frames)[None], frames_to_video(reconstruction)[None]
+    values = psnr(other, source)[0]
+    positions = [values[place::length].mean().item() for place in range(min(length, len(frames)))]
+    return {
+        "psnr": values.mean().item(),
+        "ssim": ssim(other, source)[0].mean().item(),
+        "psnr_by_position": positions,
+        "reconstruction": reconstruction,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--clips", type=Path, required=True)
+    parser.add_argument("--model", default="tiny-8x8x8")
+    parser.add_argument("--size", type=int, default=256)
+    parser.add_argument("--frames", type=int, default=36)
+    parser.add_argument("--steps", type=int, nargs="+", default=[1, 8])
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--output", type=Path)
+    parser.add_argument("--sheets", type=Path, help="folder for a PNG per clip: frames 0, middle, last, compared")
+    options = parser.parse_args()
+    model = load_model(options.model)
+    results: dict[str, dict[str, object]] = {}
+    start = time.perf_counter()
+    print("| clip | " + " | ".join(f"PSNR, {n} step{'s' * (n > 1)} | SSIM" for n in options.steps) + " |")
+    print("|---" * (1 + 2 * len(options.steps)) + "|")
+    for path in sorted(options.clips.glob("*.mp4")):
+        frames = read_clip(path, options.size, options.frames)
+        results[path.stem] = {}
+        for steps in options.steps:
+            result = measure(model, frames, steps, options.seed)
+            reconstruction = result.pop("reconstruction")
+            results[path.stem][str(steps)] = result
+            if options.sheets and steps == options.steps[0]:
+                from PIL import Image
+
+                options.sheets.mkdir(parents=True, exist_ok=True)
+                rows = comparison(frames, reconstruction)[[0, len(frames) // 2, len(frames) - 1]]  # type: ignore[arg-type]
+                Image.fromarray(np.concatenate(list(rows))).save(options.sheets / f"{path.stem}.png")
+        cells = [f"{results[path.stem][str(n)][key]:{fmt}}" for n in options.steps for key, fmt in (("psnr", ".2f"), ("ssim", ".4f"))]  # type: ignore[index]
+        print(f"| {path.stem} | {' | '.join(cells)} |", flush=True)
+    means = {}
+    for n in options.steps:
+        of_n = [result[str(n)] for result in results.values()]
+        means[str(n)] = {key: float(np.mean([r[key] for r in of_n])) for key in ("psnr", "ssim")}  # type: ignore[index]
+        whole = [r["psnr_by_position"] for r in of_n if len(r["psnr_by_position"]) == model.geometry.chunk_length]  # type: ignore[index]
+        means[str(n)]["psnr_by_position"] = np.mean(whole, axis=0).round(3).tolist()
+    cells = [f"{means[str(n)][key]:{fmt}}" for n in options.steps for key, fmt in (("psnr", ".2f"), ("ssim", ".4f"))]
+    print(f"| **mean of {len(results)}** | {' | '.join(cells)} |")
+    for n in options.steps:
+        print(f"\nPSNR by position in the chunk, {n} steps: {means[str(n)]['psnr_by_position']}")
+    print(f"{time.perf_counter() - start:.0f} s")
+    if options.output:
+        record = {"model": options.model, "encoder_id": model.encoder_id(), "size": options.size, "frames": options.frames, "seed": options.seed, "torch": torch.__version__, "mean": means, "clips": results}
+        options.output.write_text(json.dumps(record, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

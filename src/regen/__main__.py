@@ -1,0 +1,5 @@
+"""`python -m regen` is `regen`."""
+
+from regen.cli import main
+
+main()

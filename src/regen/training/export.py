@@ -1,0 +1,55 @@
+"""From a run's state to a model folder: averaged weights in bfloat16, with latent statistics."""
+
+from pathlib import Path
+
+import torch
+from diffusers.training_utils import EMAModel
+
+from regen.data.batches import TrainingBatches, to_float
+from regen.models.autoencoder import AutoencoderREGEN
+
+
+@torch.no_grad()
+def measure_latents(
+    model: AutoencoderREGEN, batches: TrainingBatches, num_batches: int = 50
+) -> None:
+    """Set the latent statistics of `model` from the first training batches.
+
+    Mean and deviation per channel, content and motion apart; content also of images.
+    """
+    model.eval()
+    content, motion = [], []
+    for step in range(num_batches):
+        chunk = batches[step]["chunk"]
+        assert isinstance(chunk, torch.Tensor)
+        latents = model.encode_chunk(to_float(chunk).to(model.device)).float()
+        content.append(latents[:, :, 0].transpose(0, 1).flatten(1))  # [8, B h w]
+        if latents.shape[2] == 2:
+            motion.append(latents[:, :, 1].transpose(0, 1).flatten(1))
+    model.train()
+    for kind, values in enumerate((content, motion)):
+        if values:
+            every = torch.cat(values, dim=1)
+            model.latents_mean[:, kind] = every.mean(1)
+            model.latents_std[:, kind] = every.std(1).clamp_min(1e-4)  # a channel that is constant
+
+
+def export(model: AutoencoderREGEN, ema: EMAModel, batches: TrainingBatches, folder: Path) -> None:
+    """Write the averaged weights with their latent statistics as a diffusers model folder.
+
+    All of it is rounded to bfloat16. `model` keeps its weights, and gets the statistics.
+    """
+    ema.store(model.parameters())
+    ema.copy_to(model.parameters())
+    for parameter in model.parameters():
+        parameter.data = parameter.data.bfloat16().to(parameter.dtype)
+    measure_latents(model, batches)
+    dtype = model.dtype
+    temporary = folder.with_name(f".{folder.name}.tmp")
+    model.to(torch.bfloat16).save_pretrained(temporary)
+    model.to(dtype)
+    ema.restore(model.parameters())
+    folder.mkdir(parents=True, exist_ok=True)
+    for file in temporary.iterdir():
+        file.replace(folder / file.name)
+    temporary.rmdir()

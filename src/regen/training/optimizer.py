@@ -1,0 +1,36 @@
+"""AdamW's parameter groups and the learning rate of each iteration."""
+
+import torch
+from torch import nn
+
+from regen.models.autoencoder import AutoencoderREGEN
+from regen.training.config import TrainConfig
+
+
+def learning_rate_factor(step: int, config: TrainConfig) -> float:
+    """Warm-up, plateau, linear fall to 0: the factor of the peak in iteration `step` (from 0)."""
+    cooldown = max(1, int(config.steps * config.cooldown_share))
+    warmup = (step + 1) / max(1, config.warmup_steps)
+    return min(warmup, (config.steps - step) / cooldown, 1.0)
+
+
+def make_optimizer(model: AutoencoderREGEN, config: TrainConfig) -> torch.optim.AdamW:
+    """AdamW in three groups: matrices (decayed), vectors, linear shortcuts at a tenth of the rate.
+
+    Each group carries its `scale` of the learning rate.
+    """
+    matrices: list[nn.Parameter] = []
+    vectors: list[nn.Parameter] = []
+    shortcuts: list[nn.Parameter] = []
+    for name, parameter in model.named_parameters():
+        if name.startswith(("linear_encoder", "linear_decoder")):
+            shortcuts.append(parameter)
+        else:
+            (matrices if parameter.ndim > 1 else vectors).append(parameter)
+    groups = [
+        {"params": matrices, "weight_decay": config.weight_decay, "scale": 1.0},
+        {"params": vectors, "weight_decay": 0.0, "scale": 1.0},
+        {"params": shortcuts, "weight_decay": 0.0, "scale": 0.1},
+    ]
+    groups = [group for group in groups if group["params"]]
+    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.95))

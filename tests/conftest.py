@@ -1,0 +1,56 @@
+"""A small model with random weights, for all tests that need one and not a good one."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from regen.models.autoencoder import AutoencoderREGEN
+from regen.models.presets import tiny_8x
+
+torch.set_num_threads(1)  # the models and pictures are so small that threads only cost
+
+SMALL = {
+    "num_layers": 1,
+    "num_attention_heads": 2,
+    "attention_head_dim": 16,
+    "encoder_block_out_channels": (8, 8, 8, 8),
+    "siren_width": 8,
+}
+
+
+def make_small_model(seed: int = 0) -> AutoencoderREGEN:
+    """Random weights from `seed`, no layer left at zero, latents of about unit deviation."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = AutoencoderREGEN(**(tiny_8x() | SMALL))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if not parameter.any():
+                parameter.normal_(0, 0.05, generator=generator)
+        model.latents_mean.normal_(0, 0.1, generator=generator)
+        model.latents_std.fill_(0.5)
+    return model.eval()
+
+
+@pytest.fixture(scope="session")
+def small_model() -> AutoencoderREGEN:
+    return make_small_model()
+
+
+@pytest.fixture(scope="session")
+def small_model_folder(
+    small_model: AutoencoderREGEN, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    folder = tmp_path_factory.mktemp("small_model")
+    small_model.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def other_model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model of the same shape with another encoder."""
+    folder = tmp_path_factory.mktemp("other_model")
+    make_small_model(seed=1).save_pretrained(folder)
+    return folder

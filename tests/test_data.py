@@ -1,0 +1,406 @@
+"""Properties of regen.data: what a batch holds, and what becomes of files that cannot be read."""
+
+import multiprocessing
+import os
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from regen.data.batches import BatchConfig, TrainingBatches, to_float
+from regen.data.clips import Clip, fair_shares, find_media, hold_out, prepare_clips
+from regen.video import VideoWriter
+
+RATIO = 8
+CROP = 32
+
+
+def grey_frames(num_frames: int, height: int = 64, width: int = 72) -> np.ndarray:
+    """Frame i is of the constant grey value i, so that a pixel tells its time."""
+    values = np.arange(num_frames, dtype=np.uint8)[:, None, None, None]
+    return np.broadcast_to(values, (num_frames, height, width, 3)).copy()
+
+
+def ramp_photo(height: int = 128, width: int = 250) -> np.ndarray:
+    """One frame whose red is x and green is y, so that a pixel tells its place."""
+    y, x = np.mgrid[0:height, 0:width]
+    return np.stack([x, y, np.zeros_like(x)], axis=-1)[None].astype(np.uint8)
+
+
+def clip_of(folder: Path, name: str, frames: np.ndarray, source: str = "", photo=False) -> Clip:
+    array_path = folder / f"{name}.npy"
+    np.save(array_path, frames)
+    return Clip(folder / name, source or name, array_path, photo)
+
+
+def batch_config(**options) -> BatchConfig:
+    sizes = {"crop": CROP, "video_batch_size": 4, "image_batch_size": 6}
+    return BatchConfig(
+        **{"seed": 0, "num_steps": 100, "temporal_compression_ratio": RATIO} | sizes | options
+    )
+
+
+def write_clip(path: Path, num_frames: int = 12, height: int = 64, width: int = 72) -> None:
+    with VideoWriter(path, width=width, height=height, frame_rate=Fraction(24)) as writer:
+        for index, frame in enumerate(grey_frames(num_frames, height, width)):
+            writer.write(frame, Fraction(index, 24))
+
+
+def write_photo(path: Path) -> None:
+    Image.fromarray(ramp_photo()[0]).save(path)
+
+
+# --- batches ---
+
+
+@pytest.fixture
+def mixed(tmp_path: Path) -> list[Clip]:
+    return [
+        clip_of(tmp_path, "a", grey_frames(30)),
+        clip_of(tmp_path, "b", grey_frames(15)),
+        clip_of(tmp_path, "c", ramp_photo(), photo=True),
+    ]
+
+
+def equal(one: dict, other: dict) -> bool:
+    tensors = ("chunk", "target", "frame_times")
+    return one["task"] == other["task"] and all(torch.equal(one[k], other[k]) for k in tensors)
+
+
+def test_a_batch_is_a_function_of_seed_rank_and_step(mixed: list[Clip]) -> None:
+    batches = TrainingBatches(mixed, batch_config())
+    first = [batches[step] for step in range(12)]
+    again = TrainingBatches(mixed, batch_config())
+    for step in reversed(range(12)):  # in another order, by another object
+        torch.rand(3), np.random.rand(3)  # the global generators have no say
+        assert equal(first[step], again[step])
+    assert not equal(first[3], first[4])
+    other_seed = TrainingBatches(mixed, batch_config(seed=1))
+    other_rank = TrainingBatches(mixed, batch_config(), rank=1)
+    for other in (other_seed, other_rank):
+        assert not any(equal(first[step], other[step]) for step in range(12))
+
+
+def test_shapes_types_and_share_of_images(mixed: list[Clip]) -> None:
+    num_steps = 400
+    batches = TrainingBatches(
+        mixed, batch_config(num_steps=num_steps, video_batch_size=1, image_batch_size=2)
+    )
+    num_images = 0
+    for step in range(num_steps):
+        batch = batches[step]
+        image = batch["task"] == "image"
+        num_images += image
+        size, length, targets = (2, 1, 1) if image else (1, RATIO + 1, 3)
+        assert batch["chunk"].shape == (size, 3, length, CROP, CROP)
+        assert batch["target"].shape == (size, 3, targets, CROP, CROP)
+        assert batch["chunk"].dtype == batch["target"].dtype == torch.uint8
+        assert batch["frame_times"].shape == (size, targets)
+        assert batch["frame_times"].dtype == torch.float32
+        if image:
+            assert torch.equal(batch["chunk"], batch["target"])
+            assert (batch["frame_times"] == 0).all()
+    # 20 % of 400: 80 with a deviation of 8; four deviations to either side.
+    assert 48 <= num_images <= 112
+
+
+def test_to_float_spans_minus_one_to_one() -> None:
+    video = to_float(torch.tensor([0, 255], dtype=torch.uint8))
+    assert video.tolist() == [-1.0, 1.0]
+
+
+def videos_of(clip: Clip, task: str, num_samples: int, **options) -> list[tuple]:
+    """(values of the chunk's frames, of the targets, frame_times) of `num_samples` samples."""
+    batches = TrainingBatches([clip], batch_config(photo_share=0.0, **options))
+    samples = []
+    for seed in range(num_samples):
+        chunk, target, times = batches._video(np.random.default_rng(seed), task)
+        assert (chunk == chunk[:, :, :1, :1]).all() and (target == target[:, :, :1, :1]).all()
+        samples.append(
+            (
+                chunk[0, :, 0, 0].numpy().astype(int),
+                target[0, :, 0, 0].numpy().astype(int),
+                times.numpy(),
+            )
+        )
+    return samples
+
+
+def test_pixels_are_the_frames_at_their_times(tmp_path: Path) -> None:
+    """Grey values tell the times of a clip: chunk frame i is start + speed * i, target f is too."""
+    clip = clip_of(tmp_path, "a", grey_frames(100))
+    speeds, short, outside = set(), 0, 0
+    for task in ("reconstruction", "interpolation", "extrapolation"):
+        for chunk, target, times in videos_of(clip, task, 150):
+            start, speed = chunk[0], chunk[1] - chunk[0]
+            num_chunk = len(np.unique(chunk))
+            speeds.add((task, int(speed)))
+            short += num_chunk < RATIO + 1
+            # Causal repeat: a short chunk goes on with its last frame.
+            repeated = np.minimum(np.arange(RATIO + 1), num_chunk - 1)
+            assert (chunk == start + speed * repeated).all()
+            assert np.allclose(target, start + speed * times, atol=1e-4)
+            inside = (times >= 0) & (times <= num_chunk - 1)
+            whole = times == np.round(times)
+            if task == "reconstruction":
+                assert (inside & whole).all()
+            elif task == "interpolation":
+                assert inside.all()
+                num_between = (num_chunk - 1) * (abs(speed) - 1)
+                assert not whole.any() or num_between < len(times)  # filled up from the chunk
+            else:
+                assert whole.all()
+                outside += (~inside).any()
+    assert {abs(speed) for task, speed in speeds if task != "interpolation"} == {1, 2, 3}
+    assert {abs(speed) for task, speed in speeds if task == "interpolation"} == {2, 3, 4}
+    assert {np.sign(speed) for _, speed in speeds} == {-1, 1}  # also backwards in time
+    # 15 % of 450: 67 with a deviation of 7.6; four deviations.
+    assert 37 <= short <= 98
+    # 15 of 16: with a single frame outside, the fill-up from the chunk takes its place in a quarter
+    # of the cases. Of 150: 141 with a deviation of 3; four deviations.
+    assert outside >= 129
+
+
+def test_extrapolation_goes_both_ways_up_to_half_a_chunk(tmp_path: Path) -> None:
+    clip = clip_of(tmp_path, "a", grey_frames(100))
+    samples = videos_of(clip, "extrapolation", 200, short_share=0.0)
+    times = np.concatenate([times for _, _, times in samples])
+    outside = times[(times < 0) | (times > RATIO)]
+    assert outside.min() == -4 and outside.max() == RATIO + 4
+    assert len(outside) > 0.5 * len(times)
+
+
+def test_interpolation_times_are_never_on_the_chunk(tmp_path: Path) -> None:
+    clip = clip_of(tmp_path, "a", grey_frames(100))
+    for _, _, times in videos_of(clip, "interpolation", 100, short_share=0.0):
+        assert (times != np.round(times)).all() and (times > 0).all() and (times < RATIO).all()
+
+
+def test_other_tasks_grow_from_none(tmp_path: Path) -> None:
+    clip = clip_of(tmp_path, "a", grey_frames(40))
+    options = {"num_steps": 1000, "video_batch_size": 1, "image_share": 0.0, "other_tasks": 0.6}
+    early = TrainingBatches([clip], batch_config(**options))
+    assert all(early[0]["task"] == "reconstruction" for _ in range(3))
+    seeds = [TrainingBatches([clip], batch_config(**options | {"seed": s})) for s in range(300)]
+    assert {batches[0]["task"] for batches in seeds} == {"reconstruction"}
+    late = [batches[999]["task"] for batches in seeds]
+    # 30 % of 300 each: 90 with a deviation of 8; four deviations.
+    assert 58 <= late.count("interpolation") <= 122
+    assert 58 <= late.count("extrapolation") <= 122
+
+
+@pytest.mark.parametrize("num_frames", [1, 2, 3, 5, 9, 10, 16])
+def test_clips_shorter_than_the_task(tmp_path: Path, num_frames: int) -> None:
+    """Nothing is invented: a short clip makes a short chunk, and targets are frames it has."""
+    clip = clip_of(tmp_path, "a", grey_frames(num_frames))
+    for task in ("reconstruction", "interpolation", "extrapolation"):
+        for chunk, target, times in videos_of(clip, task, 40):
+            speed = chunk[1] - chunk[0]
+            assert speed != 0 or num_frames == 1
+            last = len(np.unique(chunk)) - 1
+            assert (chunk == chunk[0] + speed * np.minimum(np.arange(RATIO + 1), last)).all()
+            assert np.allclose(target, chunk[0] + speed * times, atol=1e-4)
+            assert chunk.max() < num_frames and target.max() < num_frames
+
+
+def test_photos_alone_and_videos_alone(tmp_path: Path) -> None:
+    photo = clip_of(tmp_path, "p", ramp_photo(), photo=True)
+    video = clip_of(tmp_path, "v", grey_frames(20))
+    for clips in ([photo], [video]):
+        batches = TrainingBatches(clips, batch_config())
+        tasks = {batches[step]["task"] for step in range(100)}
+        assert {"image", "reconstruction"} <= tasks
+    with pytest.raises(ValueError, match="no clip or photo is left"):
+        TrainingBatches([], batch_config())
+
+
+def test_images_come_from_photos_and_clips(mixed: list[Clip]) -> None:
+    options = {"image_share": 1.0, "image_batch_size": 200}
+    pictures = TrainingBatches(mixed, batch_config(**options))[0]["chunk"]
+    from_photo = (pictures[:, 0].flatten(1).float().std(1) > 0).float().mean().item()
+    # 60 % photos of 200: deviation 3.5 %; four deviations.
+    assert 0.46 < from_photo < 0.74
+
+
+def test_a_photo_under_a_moving_crop_moves(tmp_path: Path) -> None:
+    photo = clip_of(tmp_path, "p", ramp_photo(), photo=True)
+    batches = TrainingBatches([photo], batch_config(short_share=0.0))
+    moved = 0
+    for seed in range(50):
+        chunk, target, times = batches._video(np.random.default_rng(seed), "reconstruction")
+        place = chunk[:2, :, 0, 0].int()  # x and y of the crop's corner
+        steps = place.diff(dim=1)
+        moved += bool((place[:, 0] != place[:, -1]).any())
+        # One straight drift: steps of one sign, equal but for rounding and the photo's edge.
+        assert not ((steps > 0).any(1) & (steps < 0).any(1)).any()
+        at_times = chunk[:, times.long()]
+        assert torch.equal(at_times, target)
+    assert moved >= 40
+    # The clip's own frames do not drift: a video sample is of one region throughout.
+    still = clip_of(tmp_path, "s", np.repeat(ramp_photo(), 12, axis=0))
+    chunk, _, _ = TrainingBatches([still], batch_config())._video(np.random.default_rng(0), "x")
+    assert (chunk == chunk[:, :1]).all()
+
+
+def test_crops_stay_inside_and_scale_down(tmp_path: Path) -> None:
+    photo = clip_of(tmp_path, "p", ramp_photo(), photo=True)
+    batches = TrainingBatches([photo], batch_config(image_share=1.0, image_batch_size=300))
+    pictures = batches[0]["chunk"][:, :, 0].int()
+    widths = (pictures[:, 0, 0, -1] - pictures[:, 0, 0, 0]).abs() + 1
+    assert widths.min() == CROP and widths.max() > 3 * CROP  # of 4, in the photo's pixels
+    smaller = clip_of(tmp_path, "t", grey_frames(3, 20, 24))  # a clip smaller than the crop grows
+    assert TrainingBatches([smaller], batch_config())[0]["chunk"].shape[-1] == CROP
+
+
+# --- shares and held-out sources ---
+
+
+def test_fair_shares(tmp_path: Path) -> None:
+    array = tmp_path / "x.npy"
+    clips = [Clip(tmp_path / f"{i}", "many", array, False) for i in range(4)]
+    clips.append(Clip(tmp_path / "one", "one", array, False))
+    shares = fair_shares(clips)
+    assert shares.sum() == pytest.approx(1)
+    assert shares[:4].sum() == pytest.approx(2 * shares[4])
+
+
+def test_held_out_sources_never_train(tmp_path: Path) -> None:
+    array = tmp_path / "x.npy"
+    clips = [Clip(tmp_path / f"{s}{i}", f"s{s}", array, False) for s in range(6) for i in range(3)]
+    clips += [Clip(tmp_path / f"big{i}", "big", array, False) for i in range(4)]
+    clips += [Clip(tmp_path / f"photo{i}", f"photo{i}", array, True) for i in range(5)]
+    training, validation = hold_out(clips, 4)
+    assert len(validation) == 4
+    held = {clip.source for clip in validation}
+    assert not held & {clip.source for clip in training}
+    assert len(held) == 4 and "big" not in held and not any(clip.is_photo for clip in validation)
+    assert len(training) == len(clips) - 4 * 3
+    assert hold_out(clips[::-1], 4)[0] == training[::-1]  # whatever the order
+    for num_sources, num_left in ((0, 7), (100, 1)):  # videos are left to train on
+        training, validation = hold_out(clips, num_sources)
+        assert len({clip.source for clip in training if not clip.is_photo}) == num_left
+        assert len(validation) == 7 - num_left
+    only_photos = [clip for clip in clips if clip.is_photo]
+    assert hold_out(only_photos, 4) == (only_photos, [])
+    one = clips[:1]
+    assert hold_out(one, 4) == (one, [])
+
+
+# --- files ---
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    data = tmp_path / "data"
+    (data / "deep").mkdir(parents=True)
+    write_clip(data / "a.mkv")
+    write_clip(data / "deep" / "b.mkv")
+    write_photo(data / "c.png")
+    return data
+
+
+def test_prepare_keeps_frames_and_reads_the_manifest(folder: Path, tmp_path: Path) -> None:
+    (folder / "manifest.csv").write_text("file,source\na.mkv,film\nc.png,\n")
+    prepared = prepare_clips([folder], tmp_path / "cache")
+    assert [clip.path.name for clip in prepared.clips] == ["a.mkv", "c.png", "b.mkv"]
+    assert [clip.source for clip in prepared.clips] == ["film", "c.png", "deep/b.mkv"]
+    assert [clip.is_photo for clip in prepared.clips] == [False, True, False]
+    assert not prepared.skipped
+    assert np.array_equal(prepared.clips[0].frames(), grey_frames(12))  # FFV1 is lossless
+    assert np.array_equal(prepared.clips[1].frames(), ramp_photo())
+    small = prepare_clips([folder], tmp_path / "small", max_short_side=64, max_frames=5)
+    assert small.clips[0].frames().shape == (5, 64, 72, 3)
+    assert small.clips[1].frames().shape == (1, 128, 250, 3)
+    names = find_media([folder, folder / "deep"])  # b.mkv is below both: once
+    assert len(names) == 3
+
+
+def test_unreadable_files_are_skipped_and_named(folder: Path, tmp_path: Path) -> None:
+    whole = (folder / "a.mkv").read_bytes()
+    (folder / "cut.mkv").write_bytes(whole[: len(whole) // 2])
+    (folder / "text.mp4").write_text("this is not a video\n" * 100)
+    (folder / "empty.mp4").touch()
+    (folder / "bad.png").write_bytes((folder / "c.png").read_bytes()[:300])
+    write_clip(folder / "little.mkv", 3, 48, 200)
+    (folder / ".hidden.mp4").touch()
+    (folder / "notes.txt").touch()
+    for _ in range(2):  # the second time from the cache
+        prepared = prepare_clips([folder], tmp_path / "cache")
+        assert {clip.path.name for clip in prepared.clips} == {"a.mkv", "b.mkv", "c.png"}
+        named = sorted(line.split(":")[0] for line in prepared.skipped)
+        bad = ["bad.png", "cut.mkv", "empty.mp4", "little.mkv", "text.mp4"]
+        assert named == [str(folder / name) for name in bad]
+        assert all("\n" not in line for line in prepared.skipped)
+    assert "200x48" in next(line for line in prepared.skipped if "little" in line)
+
+
+def test_missing_and_empty_folders(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="gone is not a folder"):
+        prepare_clips([tmp_path / "gone"], tmp_path / "cache")
+    (tmp_path / "void").mkdir()
+    with pytest.raises(ValueError, match="void holds no clips or photos"):
+        prepare_clips([tmp_path / "void"], tmp_path / "cache")
+
+
+def test_damaged_arrays_are_decoded_again(folder: Path, tmp_path: Path) -> None:
+    cache = tmp_path / "cache"
+    clips = prepare_clips([folder], cache).clips
+    whole = [np.array(clip.frames()) for clip in clips]
+    untouched = clips[2].array_path.stat().st_mtime_ns
+    data = clips[0].array_path.read_bytes()
+    for damaged in (data[: len(data) // 2], data[:-1], data[:20], b""):
+        clips[0].array_path.write_bytes(damaged)
+        np.save(clips[1].array_path, np.zeros(3))  # an array, but of something else
+        again = prepare_clips([folder], cache)
+        assert again.clips == clips and not again.skipped
+        assert all(np.array_equal(c.frames(), w) for c, w in zip(again.clips, whole, strict=True))
+    assert clips[2].array_path.stat().st_mtime_ns == untouched  # what is whole is kept
+    # Damaged, and its source too by now: skipped, not used.
+    clips[0].array_path.write_bytes(data[:100])
+    stat = clips[0].path.stat()
+    clips[0].path.write_bytes(b"x" * stat.st_size)
+    os.utime(clips[0].path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    again = prepare_clips([folder], cache)
+    assert again.clips == clips[1:] and "a.mkv" in again.skipped[0]
+
+
+def _prepare(folder: Path, cache: Path, start, results) -> None:
+    start.wait()
+    prepared = prepare_clips([folder], cache)
+    results.put([int(clip.frames().sum()) for clip in prepared.clips])
+
+
+def test_two_processes_prepare_one_cache(folder: Path, tmp_path: Path) -> None:
+    for index in range(6):
+        write_clip(folder / f"more{index}.mkv", 20)
+    context = multiprocessing.get_context("fork")
+    start, results = context.Barrier(2), context.Queue()
+    arguments = (folder, tmp_path / "cache", start, results)
+    processes = [context.Process(target=_prepare, args=arguments) for _ in range(2)]
+    for process in processes:
+        process.start()
+    sums = [results.get(timeout=60) for _ in processes]
+    for process in processes:
+        process.join()
+    assert sums[0] == sums[1] and len(sums[0]) == 9
+    expected = [
+        int(clip.frames().sum()) for clip in prepare_clips([folder], tmp_path / "own").clips
+    ]
+    assert sums[0] == expected
+    assert not list((tmp_path / "cache").glob("*.tmp"))
+
+
+def test_a_failed_write_leaves_nothing(folder: Path, tmp_path: Path, monkeypatch) -> None:
+    from regen.data import clips
+
+    def full(*_: object) -> None:
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(clips.np, "save", full)
+    (tmp_path / "cache").mkdir()
+    with pytest.raises(OSError, match="no space"):
+        clips._decode(folder / "a.mkv", tmp_path / "cache" / "x.npy", 64, 10)
+    assert not list((tmp_path / "cache").iterdir())
