@@ -29,8 +29,13 @@ def read_clip(path: Path, size: int, num_frames: int) -> np.ndarray:
     with av.open(str(path)) as container:
         for frame in container.decode(video=0):
             scale = size / min(frame.height, frame.width)
-            width, height = max(size, round(frame.width * scale)), max(size, round(frame.height * scale))
-            picture = frame.reformat(width=width, height=height, format="rgb24", interpolation="BICUBIC")
+            width, height = (
+                max(size, round(frame.width * scale)),
+                max(size, round(frame.height * scale)),
+            )
+            picture = frame.reformat(
+                width=width, height=height, format="rgb24", interpolation="BICUBIC"
+            )
             top, left = (height - size) // 2, (width - size) // 2
             frames.append(picture.to_ndarray()[top : top + size, left : left + size])
             if len(frames) == num_frames:
@@ -38,7 +43,9 @@ def read_clip(path: Path, size: int, num_frames: int) -> np.ndarray:
     return np.stack(frames)
 
 
-def measure(model: AutoencoderREGEN, frames: np.ndarray, steps: int, seed: int) -> dict[str, object]:
+def measure(
+    model: AutoencoderREGEN, frames: np.ndarray, steps: int, seed: int
+) -> dict[str, object]:
     """PSNR and SSIM of one clip, their course over the frame's position in its chunk, and the reconstruction."""
     generator = torch.Generator().manual_seed(seed)
     length = model.geometry.chunk_length
@@ -46,7 +53,9 @@ def measure(model: AutoencoderREGEN, frames: np.ndarray, steps: int, seed: int) 
     for start in range(0, len(frames), length):
         chunk = frames[start : start + length]
         latents = encode_frames(model, chunk)
-        rebuilt.append(decode_frames(model, latents, len(chunk), *chunk.shape[1:3], steps, generator))
+        rebuilt.append(
+            decode_frames(model, latents, len(chunk), *chunk.shape[1:3], steps, generator)
+        )
     reconstruction = np.concatenate(rebuilt)
     source, other = frames_to_video(frames)[None], frames_to_video(reconstruction)[None]
     values = psnr(other, source)[0]
@@ -60,7 +69,9 @@ def measure(model: AutoencoderREGEN, frames: np.ndarray, steps: int, seed: int) 
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--clips", type=Path, required=True)
     parser.add_argument("--model", default="tiny-8x8x8")
     parser.add_argument("--size", type=int, default=256)
@@ -68,12 +79,18 @@ def main() -> None:
     parser.add_argument("--steps", type=int, nargs="+", default=[1, 8])
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path)
-    parser.add_argument("--sheets", type=Path, help="folder for a PNG per clip: frames 0, middle, last, compared")
+    parser.add_argument(
+        "--sheets", type=Path, help="folder for a PNG per clip: frames 0, middle, last, compared"
+    )
     options = parser.parse_args()
     model = load_model(options.model)
     results: dict[str, dict[str, object]] = {}
     start = time.perf_counter()
-    print("| clip | " + " | ".join(f"PSNR, {n} step{'s' * (n > 1)} | SSIM" for n in options.steps) + " |")
+    print(
+        "| clip | "
+        + " | ".join(f"PSNR, {n} step{'s' * (n > 1)} | SSIM" for n in options.steps)
+        + " |"
+    )
     print("|---" * (1 + 2 * len(options.steps)) + "|")
     for path in sorted(options.clips.glob("*.mp4")):
         frames = read_clip(path, options.size, options.frames)
@@ -87,22 +104,45 @@ def main() -> None:
 
                 options.sheets.mkdir(parents=True, exist_ok=True)
                 rows = comparison(frames, reconstruction)[[0, len(frames) // 2, len(frames) - 1]]  # type: ignore[arg-type]
-                Image.fromarray(np.concatenate(list(rows))).save(options.sheets / f"{path.stem}.png")
-        cells = [f"{results[path.stem][str(n)][key]:{fmt}}" for n in options.steps for key, fmt in (("psnr", ".2f"), ("ssim", ".4f"))]  # type: ignore[index]
+                Image.fromarray(np.concatenate(list(rows))).save(
+                    options.sheets / f"{path.stem}.png"
+                )
+        cells = [
+            f"{results[path.stem][str(n)][key]:{fmt}}"
+            for n in options.steps
+            for key, fmt in (("psnr", ".2f"), ("ssim", ".4f"))
+        ]  # type: ignore[index]
         print(f"| {path.stem} | {' | '.join(cells)} |", flush=True)
     means = {}
     for n in options.steps:
         of_n = [result[str(n)] for result in results.values()]
         means[str(n)] = {key: float(np.mean([r[key] for r in of_n])) for key in ("psnr", "ssim")}  # type: ignore[index]
-        whole = [r["psnr_by_position"] for r in of_n if len(r["psnr_by_position"]) == model.geometry.chunk_length]  # type: ignore[index]
+        whole = [
+            r["psnr_by_position"]
+            for r in of_n
+            if len(r["psnr_by_position"]) == model.geometry.chunk_length
+        ]  # type: ignore[index]
         means[str(n)]["psnr_by_position"] = np.mean(whole, axis=0).round(3).tolist()
-    cells = [f"{means[str(n)][key]:{fmt}}" for n in options.steps for key, fmt in (("psnr", ".2f"), ("ssim", ".4f"))]
+    cells = [
+        f"{means[str(n)][key]:{fmt}}"
+        for n in options.steps
+        for key, fmt in (("psnr", ".2f"), ("ssim", ".4f"))
+    ]
     print(f"| **mean of {len(results)}** | {' | '.join(cells)} |")
     for n in options.steps:
         print(f"\nPSNR by position in the chunk, {n} steps: {means[str(n)]['psnr_by_position']}")
     print(f"{time.perf_counter() - start:.0f} s")
     if options.output:
-        record = {"model": options.model, "encoder_id": model.encoder_id(), "size": options.size, "frames": options.frames, "seed": options.seed, "torch": torch.__version__, "mean": means, "clips": results}
+        record = {
+            "model": options.model,
+            "encoder_id": model.encoder_id(),
+            "size": options.size,
+            "frames": options.frames,
+            "seed": options.seed,
+            "torch": torch.__version__,
+            "mean": means,
+            "clips": results,
+        }
         options.output.write_text(json.dumps(record, indent=1) + "\n")
 
 

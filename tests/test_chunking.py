@@ -35,4 +35,6 @@ def test_times_go_to_the_nearer_chunk() -> None:
     times = torch.tensor([-3.0, 0.0, 8.0, 8.4, 8.6, 9.0, 17.0, 40.0])
     chunk, local = ChunkGeometry(8).locate(times, num_latent_frames=4)
     assert chunk.tolist() == [0, 0, 0, 0, 1, 1, 1, 1]
-    assert torch.allclose(local, torch.tensor([-3.0, 0.0, 8.0, 8.4, -0.4, 0.0, 8.0, 31.0]), atol=1e-5)
+    assert torch.allclose(
+        local, torch.tensor([-3.0, 0.0, 8.0, 8.4, -0.4, 0.0, 8.0, 31.0]), atol=1e-5
+    )

@@ -13,7 +13,9 @@ def test_a_perfect_prediction_gives_the_sample_back(prediction_type: str) -> Non
     noisy = add_noise(sample, noise, timestep)
     output = training_target(sample, noise, prediction_type)
     # float32 error grows as 1 / (1 - t) for noise prediction: 1e-6 / 0.05
-    assert torch.allclose(predicted_sample(output, noisy, timestep, prediction_type), sample, atol=1e-4)
+    assert torch.allclose(
+        predicted_sample(output, noisy, timestep, prediction_type), sample, atol=1e-4
+    )
 
 
 def test_the_path_ends_in_data_and_noise() -> None:
@@ -24,7 +26,9 @@ def test_the_path_ends_in_data_and_noise() -> None:
 
 def test_one_step_is_the_networks_answer() -> None:
     answer = torch.randn(2, 3, 4)
-    assert torch.equal(euler_sample(lambda noisy, timestep: answer, torch.randn(2, 3, 4), 1), answer)
+    assert torch.equal(
+        euler_sample(lambda noisy, timestep: answer, torch.randn(2, 3, 4), 1), answer
+    )
 
 
 def test_gaussian_data_are_sampled_with_the_closed_form_error() -> None:

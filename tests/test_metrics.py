@@ -14,7 +14,9 @@ from regen.video import frames_to_video
 
 def test_psnr_of_a_constant_offset() -> None:
     video = torch.zeros(2, 3, 4, 16, 16)
-    assert torch.allclose(psnr(video + 0.2, video), torch.full((2, 4), 20.0), atol=1e-4)  # 0.1 on [0, 1]
+    assert torch.allclose(
+        psnr(video + 0.2, video), torch.full((2, 4), 20.0), atol=1e-4
+    )  # 0.1 on [0, 1]
     assert psnr(video, video).min() == 100
 
 
@@ -66,7 +68,9 @@ def pictures() -> tuple[np.ndarray, np.ndarray]:
     for t in range(4):
         waves = [np.sin(x / (5 + c) + t / 3 + c) * np.cos(y / (7 - c) + c) for c in range(3)]
         frame = 127.5 + 90 * np.stack(waves, -1) + rng.normal(0, 6, (96, 128, 3))
-        copy = (frame + np.roll(frame, 1, 0) + np.roll(frame, 1, 1)) / 3 + rng.normal(0, 3, frame.shape)
+        copy = (frame + np.roll(frame, 1, 0) + np.roll(frame, 1, 1)) / 3 + rng.normal(
+            0, 3, frame.shape
+        )
         frames.append(frame.clip(0, 255).astype(np.uint8))
         copies.append(copy.clip(0, 255).astype(np.uint8))
     return np.stack(frames), np.stack(copies)
@@ -93,4 +97,6 @@ def test_gaussian_ssim_agrees_with_scikit_image() -> None:
         )
         theirs.append(values[5:-5, 5:-5].mean())  # whole windows only
     ours = ssim_gaussian(frames_to_video(copies)[None], frames_to_video(frames)[None])[0].tolist()
-    assert ours == pytest.approx(theirs, abs=0.01)  # torchmetrics mirrors the border, scikit-image leaves it out
+    assert ours == pytest.approx(
+        theirs, abs=0.01
+    )  # torchmetrics mirrors the border, scikit-image leaves it out

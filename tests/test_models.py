@@ -15,7 +15,12 @@ SMALL = {
     "encoder_block_out_channels": (8, 8, 8, 8),
     "siren_width": 16,
 }
-STRIDES = {4: ((2, 1), (2, 1), (1, 1)), 8: ((2, 1), (2, 1), (2, 1)), 16: ((2, 1),) * 4, 32: ((2, 1),) * 5}
+STRIDES = {
+    4: ((2, 1), (2, 1), (1, 1)),
+    8: ((2, 1), (2, 1), (2, 1)),
+    16: ((2, 1),) * 4,
+    32: ((2, 1),) * 5,
+}
 
 
 def build(**changes: Any) -> AutoencoderREGEN:
@@ -59,7 +64,9 @@ def decode(model: AutoencoderREGEN, latents: torch.Tensor, **options: Any) -> to
 @torch.no_grad()
 def test_encoder_is_causal_bit_for_bit(patch_size: int) -> None:
     """Changing frame j leaves every activation of frames before j unchanged; the first latent sees frame 0 only."""
-    strides = ((1, 2), (2, 2), (2, 2), (2, 1)) if patch_size == 1 else ((2, 1), (2, 1), (2, 1), (1, 1))
+    strides = (
+        ((1, 2), (2, 2), (2, 2), (2, 1)) if patch_size == 1 else ((2, 1), (2, 1), (2, 1), (1, 1))
+    )
     model = build(encoder_patch_size=patch_size, encoder_strides=strides)
     video = random_video(9, 16, 24)
     before = model.encode_chunk(video)
@@ -126,7 +133,10 @@ def test_a_video_is_its_chunks(model: AutoencoderREGEN) -> None:
     assert torch.equal(latents, torch.cat(parts, dim=2))
     whole = decode(model, latents, num_frames=21)
     generator = torch.Generator().manual_seed(0)
-    chunks = [model.decode(part, num_frames=n, generator=generator).sample for part, n in zip(parts, (9, 9, 3), strict=True)]
+    chunks = [
+        model.decode(part, num_frames=n, generator=generator).sample
+        for part, n in zip(parts, (9, 9, 3), strict=True)
+    ]
     assert torch.equal(whole, torch.cat(chunks, dim=2))
 
 
@@ -162,7 +172,10 @@ def test_frame_times_choose_frames(model: AutoencoderREGEN) -> None:
     assert len({float(frame.mean()) for frame in other[0].unbind(1)}) == len(times)
     # order of the request does not matter to which chunk answers it
     chunk, _ = model.geometry.locate(torch.tensor(times), latents.shape[2])
-    assert chunk.tolist() == [0, 0, 0, 1, 1, 1] and decode(model, latents, frame_times=[17, 0]).shape[2] == 2
+    assert (
+        chunk.tolist() == [0, 0, 0, 1, 1, 1]
+        and decode(model, latents, frame_times=[17, 0]).shape[2] == 2
+    )
 
 
 @pytest.mark.parametrize("window", [None, 4])
@@ -174,9 +187,13 @@ def test_decoder_has_no_position_of_its_own(window: int | None) -> None:
     times, timestep = torch.tensor([[0.0, 4.0]]), torch.ones(1)
     here = model.dit(noise, timestep, model.conditioning(latents, times))
     moved = model.dit(
-        noise.roll((32, 32), (3, 4)), timestep, model.conditioning(latents.roll((4, 4), (3, 4)), times)
+        noise.roll((32, 32), (3, 4)),
+        timestep,
+        model.conditioning(latents.roll((4, 4), (3, 4)), times),
     )
-    assert torch.allclose(moved, here.roll((32, 32), (3, 4)), atol=1e-5)  # float32 sums in another order
+    assert torch.allclose(
+        moved, here.roll((32, 32), (3, 4)), atol=1e-5
+    )  # float32 sums in another order
 
 
 @torch.no_grad()
@@ -205,7 +222,9 @@ def test_every_prediction_type_samples(prediction_type: str, num_steps: int) -> 
     model = build(prediction_type=prediction_type, linear_shortcut=prediction_type != "epsilon")
     latents = torch.randn(1, 8, 2, 2, 2)
     video = decode(model, latents, num_inference_steps=num_steps)
-    assert video.shape == (1, 3, 9, 16, 16) and torch.isfinite(video).all() and video.abs().max() <= 1
+    assert (
+        video.shape == (1, 3, 9, 16, 16) and torch.isfinite(video).all() and video.abs().max() <= 1
+    )
 
 
 @torch.no_grad()
@@ -217,24 +236,31 @@ def test_seed_decides_the_bytes(model: AutoencoderREGEN) -> None:
             latents, num_inference_steps=steps, generator=torch.Generator().manual_seed(1)
         ).sample
         assert torch.equal(one, same)
-        assert torch.equal(one, other) == (steps == 1)  # one step of a preconditioned model sees no noise
+        assert torch.equal(one, other) == (
+            steps == 1
+        )  # one step of a preconditioned model sees no noise
 
 
 @torch.no_grad()
 def test_latent_statistics_act_in_encode_and_decode_only(model: AutoencoderREGEN) -> None:
     video = random_video(10, 16, 16)
-    raw, plain = model.encode(video).latents, model(video, generator=torch.Generator().manual_seed(0)).sample
+    raw, plain = (
+        model.encode(video).latents,
+        model(video, generator=torch.Generator().manual_seed(0)).sample,
+    )
     scaled = build()
     scaled.latents_mean.copy_(torch.randn(8, 2))
     scaled.latents_std.copy_(torch.rand(8, 2) + 0.5)
     latents = scaled.encode(video).latents
     kind = torch.tensor([0, 1, 0])
-    expected = (raw - scaled.latents_mean[:, kind][None, :, :, None, None]) / scaled.latents_std[:, kind][
-        None, :, :, None, None
-    ]
+    expected = (raw - scaled.latents_mean[:, kind][None, :, :, None, None]) / scaled.latents_std[
+        :, kind
+    ][None, :, :, None, None]
     assert torch.allclose(latents, expected, atol=1e-5)
     again = scaled(video, generator=torch.Generator().manual_seed(0)).sample
-    assert torch.allclose(again, plain, atol=1e-4)  # float32 rounding of the scaling, through the decoder
+    assert torch.allclose(
+        again, plain, atol=1e-4
+    )  # float32 rounding of the scaling, through the decoder
     assert scaled.encoder_id() != model.encoder_id()
 
 
@@ -244,7 +270,10 @@ def test_save_and_load_are_the_same_model(model: AutoencoderREGEN, tmp_path: Any
     loaded = AutoencoderREGEN.from_pretrained(tmp_path)
     video = random_video(10, 16, 16)
     with torch.no_grad():
-        one, other = (m(video, generator=torch.Generator().manual_seed(0), return_dict=False)[0] for m in (model, loaded))
+        one, other = (
+            m(video, generator=torch.Generator().manual_seed(0), return_dict=False)[0]
+            for m in (model, loaded)
+        )
     assert torch.equal(one, other) and loaded.encoder_id() == model.encoder_id()
 
 
@@ -255,9 +284,13 @@ def test_gradient_checkpointing_changes_nothing_but_memory() -> None:
         if enabled:
             model.enable_gradient_checkpointing()
         latents = model.encode_chunk(random_video(9, 32, 32))
-        output = model.predict(random_video(2, 32, 32), torch.ones(1), latents, torch.tensor([[0.0, 3.0]]))
+        output = model.predict(
+            random_video(2, 32, 32), torch.ones(1), latents, torch.tensor([[0.0, 3.0]])
+        )
         output.square().mean().backward()
-        gradients.append(torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]))
+        gradients.append(
+            torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+        )
     assert torch.equal(*gradients)
 
 
@@ -269,7 +302,9 @@ def test_attention_back_ends_agree(model: AutoencoderREGEN) -> None:
     native.set_attention_backend("native")
     assert torch.allclose(decode(native, latents), plain, atol=1e-5)  # same sums, other order
     full = build(attention_window=None)
-    assert not torch.allclose(decode(full, torch.randn(1, 8, 2, 8, 8)), decode(model, torch.randn(1, 8, 2, 8, 8)))
+    assert not torch.allclose(
+        decode(full, torch.randn(1, 8, 2, 8, 8)), decode(model, torch.randn(1, 8, 2, 8, 8))
+    )
     with pytest.raises(ValueError, match="backend"):
         native.set_attention_backend("no such back end")
 
@@ -319,7 +354,9 @@ def test_impossible_configurations_are_refused(changes: dict[str, Any], message:
         (torch.full((1, 3, 9, 16, 16), float("nan")), r"in \[-1, 1\]"),
     ],
 )
-def test_encode_refuses_what_is_no_video(model: AutoencoderREGEN, video: torch.Tensor, message: str) -> None:
+def test_encode_refuses_what_is_no_video(
+    model: AutoencoderREGEN, video: torch.Tensor, message: str
+) -> None:
     with pytest.raises(ValueError, match=message):
         model.encode(video)
 
@@ -337,7 +374,9 @@ def test_encode_refuses_what_is_no_video(model: AutoencoderREGEN, video: torch.T
         ({"height": 40}, "up to 16 x 16"),
     ],
 )
-def test_decode_refuses_what_it_cannot_do(model: AutoencoderREGEN, options: dict[str, Any], message: str) -> None:
+def test_decode_refuses_what_it_cannot_do(
+    model: AutoencoderREGEN, options: dict[str, Any], message: str
+) -> None:
     with pytest.raises(ValueError, match=message):
         model.decode(torch.randn(1, 8, 2, 2, 2), **options)
 

@@ -45,7 +45,9 @@ class ChunkGeometry:
                 f"(at most {self.max_num_frames(num_latent_frames)})"
             )
 
-    def locate(self, frame_times: torch.Tensor, num_latent_frames: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def locate(
+        self, frame_times: torch.Tensor, num_latent_frames: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """Times of the whole video `[F]`, in frames -> (chunk index `[F]`, time within that chunk `[F]`).
 
         A time between two chunks goes to the nearer one; times before the first or after the last extrapolate from it.

@@ -25,7 +25,9 @@ def add_noise(sample: torch.Tensor, noise: torch.Tensor, timestep: torch.Tensor)
     return (1 - t) * sample + t * noise
 
 
-def training_target(sample: torch.Tensor, noise: torch.Tensor, prediction_type: str) -> torch.Tensor:
+def training_target(
+    sample: torch.Tensor, noise: torch.Tensor, prediction_type: str
+) -> torch.Tensor:
     """What the network is asked for: x, eps - x, or eps (Eq. 4)."""
     if prediction_type == "sample":
         return sample
@@ -49,7 +51,9 @@ def predicted_sample(
     t = _broadcast(timestep, noisy)
     if prediction_type == "sample":
         return output
-    return noisy - t * output if prediction_type == "v_prediction" else (noisy - t * output) / (1 - t)
+    return (
+        noisy - t * output if prediction_type == "v_prediction" else (noisy - t * output) / (1 - t)
+    )
 
 
 def euler_sample(

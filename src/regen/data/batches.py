@@ -51,8 +51,9 @@ class TrainingBatches(Dataset[Batch]):
     """`batches[step]` is a batch: `chunk` uint8 `[B, 3, 1 or k + 1, S, S]`, `target` uint8
     `[B, 3, F, S, S]`, `frame_times` float `[B, F]` in frames of the chunk, `task`.
 
-    Images come from clips and photos, videos from clips and (moving crops of) photos; where one
-    kind is missing, all come from the other. Raises ValueError where nothing is left.
+    Any step is a batch, also beyond `num_steps`. Images come from clips and photos, videos from
+    clips and (moving crops of) photos; where one kind is missing, all come from the other. Raises
+    ValueError where nothing is left.
     """
 
     def __init__(self, clips: list[Clip], config: BatchConfig, rank: int = 0) -> None:
@@ -74,7 +75,7 @@ class TrainingBatches(Dataset[Batch]):
             samples = [self._image(rng) for _ in range(config.image_batch_size)]
             task = "image"
         else:
-            others = config.other_tasks * step / config.num_steps
+            others = config.other_tasks * min(step / config.num_steps, 1)
             task = str(rng.choice(TASKS, p=[1 - others, others / 2, others / 2]))
             samples = [self._video(rng, task) for _ in range(config.video_batch_size)]
         chunk, target, times = zip(*samples, strict=True)

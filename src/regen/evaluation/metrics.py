@@ -24,7 +24,9 @@ def ssim(video: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
     one, other = _planes(video), _planes(reference)
     mean_one, mean_other = F.avg_pool2d(one, 8, 4), F.avg_pool2d(other, 8, 4)
     sample = 64 / 63  # variance of the sample
-    variances = sample * (F.avg_pool2d(one * one + other * other, 8, 4) - mean_one**2 - mean_other**2)
+    variances = sample * (
+        F.avg_pool2d(one * one + other * other, 8, 4) - mean_one**2 - mean_other**2
+    )
     covariance = sample * (F.avg_pool2d(one * other, 8, 4) - mean_one * mean_other)
     c1, c2 = 0.01**2, 0.03**2
     values = (2 * mean_one * mean_other + c1) * (2 * covariance + c2)

@@ -55,8 +55,8 @@ class AutoencoderREGEN(ModelMixin, AutoencoderMixin, ConfigMixin):
     """
 
     _supports_gradient_checkpointing = True
-    _no_split_modules = ["DiTBlock", "ResidualBlock"]  # noqa: RUF012 (diffusers' class attribute)
-    _repeated_blocks = ["DiTBlock"]  # noqa: RUF012
+    _no_split_modules = ["DiTBlock", "ResidualBlock"]
+    _repeated_blocks = ["DiTBlock"]
 
     @register_to_config
     def __init__(
@@ -82,9 +82,13 @@ class AutoencoderREGEN(ModelMixin, AutoencoderMixin, ConfigMixin):
     ) -> None:
         super().__init__()
         if prediction_type not in PREDICTION_TYPES:
-            raise ValueError(f"prediction_type is one of {', '.join(PREDICTION_TYPES)}, got {prediction_type!r}")
+            raise ValueError(
+                f"prediction_type is one of {', '.join(PREDICTION_TYPES)}, got {prediction_type!r}"
+            )
         if linear_shortcut and prediction_type == "epsilon":
-            raise ValueError("linear_shortcut adds to the predicted video: use prediction_type sample or v_prediction")
+            raise ValueError(
+                "linear_shortcut adds to the predicted video: use prediction_type sample or v_prediction"
+            )
         temporal, spatial = 1, encoder_patch_size
         for time_stride, space_stride in encoder_strides:
             temporal, spatial = temporal * time_stride, spatial * space_stride
@@ -105,10 +109,21 @@ class AutoencoderREGEN(ModelMixin, AutoencoderMixin, ConfigMixin):
             encoder_patch_size,
         )
         self.conditioning = LatentConditioning(
-            latent_channels, dim, siren_width, siren_num_layers, siren_omega, temporal_compression_ratio
+            latent_channels,
+            dim,
+            siren_width,
+            siren_num_layers,
+            siren_omega,
+            temporal_compression_ratio,
         )
         self.dit = REGENDiT(
-            dim, num_layers, num_attention_heads, mlp_ratio, mlp_conv, attention_window, shared_modulation
+            dim,
+            num_layers,
+            num_attention_heads,
+            mlp_ratio,
+            mlp_conv,
+            attention_window,
+            shared_modulation,
         )
         self.linear_encoder: LinearEncoder | None = None
         self.linear_decoder: LinearDecoder | None = None
@@ -159,8 +174,12 @@ class AutoencoderREGEN(ModelMixin, AutoencoderMixin, ConfigMixin):
         # as strong as the conditioning is what it would have to learn to ignore), and adds to the posterior mean of a
         # Gaussian around the linear decoder's picture. One step is so a function of the latents alone.
         gain = posterior_gain(timestep, PIXEL_DEVIATION).view(-1, 1, 1, 1, 1)
-        output = self.dit((gain * noisy_video).to(noisy_video.dtype), timestep, conditioning).float()
-        prior, deviation = (0.0, PIXEL_DEVIATION) if linear is None else (linear.float(), LINEAR_DEVIATION)
+        output = self.dit(
+            (gain * noisy_video).to(noisy_video.dtype), timestep, conditioning
+        ).float()
+        prior, deviation = (
+            (0.0, PIXEL_DEVIATION) if linear is None else (linear.float(), LINEAR_DEVIATION)
+        )
         t = timestep.float().view(-1, 1, 1, 1, 1)
         trust = posterior_gain(timestep, deviation).view(-1, 1, 1, 1, 1)
         return output + prior + trust * (noisy_video.float() - (1 - t) * prior)
@@ -225,7 +244,9 @@ class AutoencoderREGEN(ModelMixin, AutoencoderMixin, ConfigMixin):
         )
         raw_latents = self.denormalize_latents(latents).to(self.dtype)
         chunk_index, local_times = self.geometry.locate(times, latents.shape[2])
-        video = latents.new_empty((latents.shape[0], 3, len(times), height, width), dtype=torch.float32)
+        video = latents.new_empty(
+            (latents.shape[0], 3, len(times), height, width), dtype=torch.float32
+        )
         for index in chunk_index.unique().tolist():
             chunk_latents = self.fill_motion(raw_latents[:, :, 2 * index : 2 * index + 2])
             wanted = (chunk_index == index).nonzero()[:, 0]
@@ -246,10 +267,14 @@ class AutoencoderREGEN(ModelMixin, AutoencoderMixin, ConfigMixin):
     ) -> torch.Tensor:
         batch, _, _, rows, columns = raw_latents.shape
         window = self.config.attention_window or 1
-        raw_latents = F.pad(raw_latents, (0, -columns % window, 0, -rows % window, 0, 0), mode="replicate")
+        raw_latents = F.pad(
+            raw_latents, (0, -columns % window, 0, -rows % window, 0, 0), mode="replicate"
+        )
         frame_times = local_times.to(raw_latents.device, torch.float32).expand(batch, -1)
         shape = (batch, 3, len(local_times), *(PATCH * size for size in raw_latents.shape[-2:]))
-        noise = randn_tensor(shape, generator=generator, device=raw_latents.device, dtype=torch.float32)
+        noise = randn_tensor(
+            shape, generator=generator, device=raw_latents.device, dtype=torch.float32
+        )
         prediction_type = self.config.prediction_type
 
         def denoise(noisy: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
@@ -272,12 +297,17 @@ class AutoencoderREGEN(ModelMixin, AutoencoderMixin, ConfigMixin):
         if latents.ndim != 5 or latents.shape[1] != channels or 0 in latents.shape:
             raise ValueError(f"latents are [B, {channels}, n, h, w], got {list(latents.shape)}")
         if not torch.isfinite(latents).all():
-            raise ValueError("latents hold values that are not finite: they are damaged, encode the video again")
+            raise ValueError(
+                "latents hold values that are not finite: they are damaged, encode the video again"
+            )
         if num_inference_steps < 1:
             raise ValueError(f"num_inference_steps is at least 1, got {num_inference_steps}")
         rows, columns = latents.shape[-2:]
         height, width = height or PATCH * rows, width or PATCH * columns
-        if not (PATCH * (rows - 1) < height <= PATCH * rows and PATCH * (columns - 1) < width <= PATCH * columns):
+        if not (
+            PATCH * (rows - 1) < height <= PATCH * rows
+            and PATCH * (columns - 1) < width <= PATCH * columns
+        ):
             raise ValueError(
                 f"latents of {rows} x {columns} are a video of up to {PATCH * rows} x {PATCH * columns} pixels, "
                 f"got height {height}, width {width}"
@@ -287,9 +317,13 @@ class AutoencoderREGEN(ModelMixin, AutoencoderMixin, ConfigMixin):
                 raise ValueError("give num_frames or frame_times, not both")
             times = torch.as_tensor(frame_times, dtype=torch.float32).cpu()
             if times.ndim != 1 or len(times) == 0:
-                raise ValueError(f"frame_times are a list of at least one time, got shape {list(times.shape)}")
+                raise ValueError(
+                    f"frame_times are a list of at least one time, got shape {list(times.shape)}"
+                )
             if not torch.isfinite(times).all():
-                raise ValueError("frame_times must be finite numbers, in frames from the start of the video")
+                raise ValueError(
+                    "frame_times must be finite numbers, in frames from the start of the video"
+                )
             return times, height, width
         if num_frames is None:
             num_frames = self.geometry.max_num_frames(latents.shape[2])
@@ -328,9 +362,15 @@ class AutoencoderREGEN(ModelMixin, AutoencoderMixin, ConfigMixin):
 def check_video(video: torch.Tensor) -> None:
     """ValueError unless `video` is float `[B, 3, T, H, W]`, finite, in [-1, 1] (a little overshoot is let pass)."""
     if video.ndim != 5 or video.shape[1] != 3 or 0 in video.shape:
-        raise ValueError(f"a video is [B, 3, T, H, W] with every size at least 1, got {list(video.shape)}")
+        raise ValueError(
+            f"a video is [B, 3, T, H, W] with every size at least 1, got {list(video.shape)}"
+        )
     if not video.is_floating_point():
-        raise ValueError(f"a video is float in [-1, 1], got {video.dtype}: uint8 frames / 127.5 - 1")
+        raise ValueError(
+            f"a video is float in [-1, 1], got {video.dtype}: uint8 frames / 127.5 - 1"
+        )
     largest = video.abs().max().item()
     if not largest <= 1.5:
-        raise ValueError(f"a video is in [-1, 1], got values up to {largest:g}: 0-255 frames / 127.5 - 1")
+        raise ValueError(
+            f"a video is in [-1, 1], got values up to {largest:g}: 0-255 frames / 127.5 - 1"
+        )

@@ -16,16 +16,24 @@ class ModulatedSIREN(nn.Module):
     omega / 256. Initialisation after Sitzmann et al., 2020, Sec. 3.2.
     """
 
-    def __init__(self, latent_channels: int, width: int, num_layers: int, omega: float, ratio: int) -> None:
+    def __init__(
+        self, latent_channels: int, width: int, num_layers: int, omega: float, ratio: int
+    ) -> None:
         super().__init__()
         self.omega = omega
         self.ratio = ratio
-        self.layers = nn.ModuleList([nn.Linear(1 if i == 0 else width, width) for i in range(num_layers)])
-        self.modulations = nn.ModuleList([nn.Linear(latent_channels, 2 * width) for _ in range(num_layers)])
+        self.layers = nn.ModuleList(
+            [nn.Linear(1 if i == 0 else width, width) for i in range(num_layers)]
+        )
+        self.modulations = nn.ModuleList(
+            [nn.Linear(latent_channels, 2 * width) for _ in range(num_layers)]
+        )
         for index, layer in enumerate(self.layers):
             bound = 1.0 if index == 0 else (6 / width) ** 0.5 / omega
             nn.init.uniform_(layer.weight, -bound, bound)
-            nn.init.uniform_(layer.bias, -1.0 if index == 0 else -bound, 1.0 if index == 0 else bound)
+            nn.init.uniform_(
+                layer.bias, -1.0 if index == 0 else -bound, 1.0 if index == 0 else bound
+            )
         for modulation in self.modulations:
             nn.init.normal_(modulation.weight, std=0.02)
             nn.init.zeros_(modulation.bias)
@@ -35,7 +43,9 @@ class ModulatedSIREN(nn.Module):
         with torch.autocast(frame_times.device.type, enabled=False):
             weight_dtype = self.layers[0].weight.dtype
             motion = motion_latents.to(weight_dtype)[:, None]  # [B, 1, h, w, 8]
-            hidden_states = (frame_times.float() / self.ratio).to(weight_dtype)[:, :, None, None, None]
+            hidden_states = (frame_times.float() / self.ratio).to(weight_dtype)[
+                :, :, None, None, None
+            ]
             for layer, modulation in zip(self.layers, self.modulations, strict=True):
                 scale, shift = modulation(motion).chunk(2, dim=-1)
                 phase = layer(hidden_states) * (1 + scale) + shift  # [B, F, h, w, width]
@@ -47,7 +57,13 @@ class LatentConditioning(nn.Module):
     """z_e(f, y, x) = RMSNorm(Linear(z_c(y, x) + M(f; z_m(y, x)))), + concatenates channels (Eq. 5)."""
 
     def __init__(
-        self, latent_channels: int, dim: int, siren_width: int, siren_num_layers: int, omega: float, ratio: int
+        self,
+        latent_channels: int,
+        dim: int,
+        siren_width: int,
+        siren_num_layers: int,
+        omega: float,
+        ratio: int,
     ) -> None:
         super().__init__()
         self.siren = ModulatedSIREN(latent_channels, siren_width, siren_num_layers, omega, ratio)

@@ -44,7 +44,11 @@ class AttentionProcessor:
             scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-1, -2)
             return (scores.softmax(dim=-1).to(value.dtype) @ value).transpose(1, 2)
         return dispatch_attention_fn(
-            query, key, value, backend=self._attention_backend, parallel_config=self._parallel_config
+            query,
+            key,
+            value,
+            backend=self._attention_backend,
+            parallel_config=self._parallel_config,
         )
 
 
@@ -52,7 +56,7 @@ class Attention(nn.Module, AttentionModuleMixin):
     """Multi-head self-attention over `[B, N, D]`. Choice: RMS-normalised queries and keys (bf16 stability)."""
 
     _default_processor_cls = AttentionProcessor
-    _available_processors = [AttentionProcessor]  # noqa: RUF012 (diffusers' class attribute)
+    _available_processors = [AttentionProcessor]
 
     def __init__(self, dim: int, num_heads: int) -> None:
         super().__init__()
@@ -65,7 +69,10 @@ class Attention(nn.Module, AttentionModuleMixin):
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         query, key, value = rearrange(
-            self.to_qkv(hidden_states), "b n (three k d) -> three b n k d", three=3, k=self.num_heads
+            self.to_qkv(hidden_states),
+            "b n (three k d) -> three b n k d",
+            three=3,
+            k=self.num_heads,
         )
         query = F.rms_norm(query, query.shape[-1:], self.norm_q.to(query.dtype), 1e-6)
         key = F.rms_norm(key, key.shape[-1:], self.norm_k.to(key.dtype), 1e-6)
@@ -82,7 +89,9 @@ class FeedForward(nn.Module):
     def __init__(self, dim: int, hidden_dim: int, conv: bool) -> None:
         super().__init__()
         self.proj_in = nn.Linear(dim, hidden_dim)
-        self.conv = nn.Conv2d(hidden_dim, hidden_dim, 3, padding=1, groups=hidden_dim) if conv else None
+        self.conv = (
+            nn.Conv2d(hidden_dim, hidden_dim, 3, padding=1, groups=hidden_dim) if conv else None
+        )
         self.proj_out = nn.Linear(hidden_dim, dim)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
@@ -117,7 +126,9 @@ class DiTBlock(nn.Module):
         self.attn = Attention(dim, num_heads)
         self.ff = FeedForward(dim, int(dim * mlp_ratio), mlp_conv)
         if shared_modulation:
-            self.modulation = nn.Parameter(torch.zeros(6 * dim))  # added to the shared one (PixArt-alpha)
+            self.modulation = nn.Parameter(
+                torch.zeros(6 * dim)
+            )  # added to the shared one (PixArt-alpha)
         else:
             self.modulation_proj = nn.Linear(dim, 6 * dim)
         self.shared_modulation = shared_modulation
@@ -142,7 +153,9 @@ class DiTBlock(nn.Module):
 
     def forward(self, hidden_states: torch.Tensor, temb: torch.Tensor) -> torch.Tensor:
         """`temb`: the timestep embedding `[B, D]` after its SiLU, or the shared modulation `[B, 6 D]`."""
-        modulation = temb + self.modulation if self.shared_modulation else self.modulation_proj(temb)
+        modulation = (
+            temb + self.modulation if self.shared_modulation else self.modulation_proj(temb)
+        )
         shift_msa, scale_msa, gate_msa, shift_mlp, scale_mlp, gate_mlp = rearrange(
             modulation.to(hidden_states.dtype), "b (six d) -> six b 1 1 1 d", six=6
         )

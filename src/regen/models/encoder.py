@@ -50,7 +50,9 @@ class ChannelRMSNorm(nn.Module):
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         channels_last = hidden_states.permute(0, 2, 3, 4, 1)
-        normed = F.rms_norm(channels_last, self.weight.shape, self.weight.to(channels_last.dtype), 1e-6)
+        normed = F.rms_norm(
+            channels_last, self.weight.shape, self.weight.to(channels_last.dtype), 1e-6
+        )
         return normed.permute(0, 4, 1, 2, 3)
 
 
@@ -95,17 +97,25 @@ class REGENEncoder(nn.Module):
         self.patch_size = patch_size
         self.gradient_checkpointing = False
         width = block_out_channels[0]
-        self.conv_in = CausalConv3d(3 * patch_size**2, width, (1, 1, 1) if patch_size > 1 else (3, 3, 3))
+        self.conv_in = CausalConv3d(
+            3 * patch_size**2, width, (1, 1, 1) if patch_size > 1 else (3, 3, 3)
+        )
         self.blocks = nn.ModuleList()
         for out_channels, (temporal, spatial) in zip(block_out_channels, strides, strict=True):
             for _ in range(layers_per_block):
                 self.blocks.append(ResidualBlock(width, out_channels))
                 width = out_channels
             if (temporal, spatial) != (1, 1):
-                kernel = (3 if temporal > 1 else 1, 3 if spatial > 1 else 1, 3 if spatial > 1 else 1)
+                kernel = (
+                    3 if temporal > 1 else 1,
+                    3 if spatial > 1 else 1,
+                    3 if spatial > 1 else 1,
+                )
                 self.blocks.append(CausalConv3d(width, width, kernel, (temporal, spatial, spatial)))
         self.norm_out = ChannelRMSNorm(width)
-        self.conv_out = CausalConv3d(width, latent_channels, (1, 1, 1) if patch_size > 1 else (3, 3, 3))
+        self.conv_out = CausalConv3d(
+            width, latent_channels, (1, 1, 1) if patch_size > 1 else (3, 3, 3)
+        )
 
     def forward(self, video: torch.Tensor) -> torch.Tensor:
         hidden_states = rearrange(

@@ -1,5 +1,6 @@
 """From a run's state to a model folder: averaged weights in bfloat16, with latent statistics."""
 
+import copy
 from pathlib import Path
 
 import torch
@@ -37,18 +38,16 @@ def measure_latents(
 def export(model: AutoencoderREGEN, ema: EMAModel, batches: TrainingBatches, folder: Path) -> None:
     """Write the averaged weights with their latent statistics as a diffusers model folder.
 
-    All of it is rounded to bfloat16. `model` keeps its weights, and gets the statistics.
+    All of it is rounded to bfloat16, the statistics are those of the rounded weights. `model`
+    itself stays as it is.
     """
-    ema.store(model.parameters())
-    ema.copy_to(model.parameters())
-    for parameter in model.parameters():
+    exported = copy.deepcopy(model)
+    ema.copy_to(exported.parameters())
+    for parameter in exported.parameters():
         parameter.data = parameter.data.bfloat16().to(parameter.dtype)
-    measure_latents(model, batches)
-    dtype = model.dtype
+    measure_latents(exported, batches)
     temporary = folder.with_name(f".{folder.name}.tmp")
-    model.to(torch.bfloat16).save_pretrained(temporary)
-    model.to(dtype)
-    ema.restore(model.parameters())
+    exported.bfloat16().save_pretrained(temporary)
     folder.mkdir(parents=True, exist_ok=True)
     for file in temporary.iterdir():
         file.replace(folder / file.name)

@@ -1,0 +1,659 @@
+"""Properties of regen.training: a run goes on where it stopped, says what is wrong, learns."""
+
+import json
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import threading
+from dataclasses import replace
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from accelerate.state import AcceleratorState
+from PIL import Image
+from safetensors.torch import load_file
+
+from regen.data.batches import BatchConfig, TrainingBatches, to_float
+from regen.data.clips import prepare_clips
+from regen.evaluation.metrics import psnr
+from regen.flow import EPSILON_MAX_TIMESTEP
+from regen.models.autoencoder import AutoencoderREGEN
+from regen.models.loading import load_model
+from regen.models.presets import PRESETS, tiny_8x
+from regen.training import loop
+from regen.training.config import TrainConfig, check_run_config, write_run_config
+from regen.training.linear_init import init_linear_shortcuts
+from regen.training.loop import train
+from regen.training.objective import (
+    ObjectiveConfig,
+    REGENObjective,
+    detail_weights,
+    draw_timesteps,
+)
+from regen.training.optimizer import learning_rate_factor, make_optimizer
+from regen.training.stopping import StopSignals
+from regen.training.validation import drop_records_after, validate, validation_chunks
+from regen.video import VideoWriter
+
+# 100,000 parameters: what is tested is the loop around them.
+TEST_PRESET = {
+    **tiny_8x(),
+    "num_layers": 1,
+    "num_attention_heads": 2,
+    "attention_head_dim": 16,
+    "encoder_block_out_channels": (8, 8, 8, 8),
+    "siren_width": 8,
+}
+
+
+@pytest.fixture(autouse=True)
+def small_runs(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(PRESETS, "test", lambda: dict(TEST_PRESET))
+    monkeypatch.setattr(loop, "INIT_BATCHES", 4)
+    monkeypatch.setattr(loop, "LOG_EVERY", 1)
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def moving_frames(num_frames: int, seed: int, height: int = 64, width: int = 72) -> np.ndarray:
+    """A bright disc that crosses a smooth pattern: uint8 `[T, H, W, 3]`."""
+    y, x = np.mgrid[0:height, 0:width]
+    frames = []
+    for index in range(num_frames):
+        disc = np.exp(-((y - 20 - index) ** 2 + (x - 50 + 2 * index) ** 2) / 40)
+        waves = np.stack([np.sin(x / (3 + seed)), np.cos(y / 7), np.sin((x + y) / 9)], -1)
+        frames.append(127 + 60 * waves + 60 * disc[..., None])
+    return np.stack(frames).round().clip(0, 255).astype(np.uint8)
+
+
+def write_data(folder: Path) -> None:
+    folder.mkdir(parents=True)
+    for seed, num_frames in enumerate((24, 12, 7)):
+        frames = moving_frames(num_frames, seed)
+        with VideoWriter(
+            folder / f"{seed}.mkv", width=72, height=64, frame_rate=Fraction(24)
+        ) as writer:
+            for index, frame in enumerate(frames):
+                writer.write(frame, Fraction(index, 24))
+    for seed in range(2):
+        Image.fromarray(moving_frames(1, seed, 80, 96)[0]).save(folder / f"{seed}.png")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("training") / "data"
+    write_data(folder)
+    prepare_clips([folder], folder.parent / "cache")
+    return folder
+
+
+def config_of(data: Path, output: Path, **options) -> TrainConfig:
+    small = {
+        "preset": "test",
+        "steps": 4,
+        "video_batch_size": 2,
+        "image_batch_size": 2,
+        "crop": 32,
+        "warmup_steps": 2,
+        "mixed_precision": "no",
+        "cache": data.parent / "cache",
+        "validation_sources": 1,
+        "validate_every": 1,
+        "checkpoint_every": 2,
+        "num_workers": 0,
+    }
+    return TrainConfig(data=(data,), output=output, **small | options)
+
+
+def before_step(monkeypatch: pytest.MonkeyPatch, step: int, action) -> None:
+    """Call `action` once, just before iteration `step` (from 0) is computed."""
+    train_step = loop.train_step
+
+    def patched(run, batch):
+        if run.step == step:
+            monkeypatch.setattr(loop, "train_step", train_step)
+            action()
+        return train_step(run, batch)
+
+    monkeypatch.setattr(loop, "train_step", patched)
+
+
+def state_of(output: Path, step: int) -> dict[str, torch.Tensor]:
+    return load_file(output / "checkpoints" / f"step_{step:08d}.safetensors")
+
+
+def assert_same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> None:
+    assert one.keys() == other.keys()
+    assert [name for name in one if not torch.equal(one[name], other[name])] == []
+
+
+def records(output: Path) -> list[dict]:
+    return [json.loads(line) for line in (output / "validation.jsonl").read_text().splitlines()]
+
+
+def logged_steps(output: Path, name: str) -> list[int]:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(output / "logs" / "regen"))
+    events.Reload()
+    return [event.step for event in events.Scalars(name)]
+
+
+# --- stop and go on ---
+
+
+@pytest.mark.parametrize(
+    ("num_workers", "number", "outcome", "precision"),
+    [(0, signal.SIGINT, KeyboardInterrupt, "no"), (1, signal.SIGTERM, SystemExit, "bf16")],
+)
+def test_train_4_is_train_2_stop_and_go_on(
+    data: Path, tmp_path: Path, monkeypatch, capfd, num_workers, number, outcome, precision
+) -> None:
+    """Bit for bit: weights, averages, moments, what was measured, and the model."""
+    options = {"num_workers": num_workers, "mixed_precision": precision, "checkpoint_every": 3}
+    whole, pieces = (config_of(data, tmp_path / name, **options) for name in ("whole", "pieces"))
+    train(whole)
+
+    def stop() -> None:  # as Ctrl-C and a scheduler do: all processes of the group
+        for process in multiprocessing.active_children():
+            os.kill(process.pid, number)
+        os.kill(os.getpid(), number)
+
+    before_step(monkeypatch, 1, stop)
+    handler = signal.getsignal(number)
+    with pytest.raises(outcome):
+        train(pieces)
+    assert signal.getsignal(number) is handler
+    assert "stopping after this step" in capfd.readouterr().err
+    assert [path.name for path in (pieces.output / "checkpoints").iterdir()] == [
+        "step_00000002.safetensors"  # the step under way, though none was due
+    ]
+    assert not (pieces.output / "model").exists()
+    train(pieces)
+    assert "going on at step 2 of 4" in capfd.readouterr().out
+    state = state_of(whole.output, 4)
+    assert {name.split(".")[0] for name in state} == {"model", "ema", "optimizer"}
+    assert_same(state, state_of(pieces.output, 4))
+    model = "model/diffusion_pytorch_model.safetensors"
+    assert_same(load_file(whole.output / model), load_file(pieces.output / model))
+    one, other = records(whole.output), records(pieces.output)
+    for record in (*one, *other):
+        assert record.pop("elapsed_s") > 0
+    assert one == other and [record["step"] for record in one] == [1, 2, 3, 4]
+
+
+KILLED_RUN = """
+import os, signal, sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+import test_training as t
+from regen.training import loop
+from regen.models.presets import PRESETS
+PRESETS["test"] = lambda: dict(t.TEST_PRESET)
+loop.INIT_BATCHES, loop.LOG_EVERY = 4, 1
+step = loop.train_step
+def killed(run, batch):
+    if run.step == 3:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return step(run, batch)
+loop.train_step = killed
+import torch
+torch.set_num_threads(int(sys.argv[4]))
+loop.train(t.config_of(Path(sys.argv[2]), Path(sys.argv[3])))
+"""
+
+
+def test_kill_9_and_a_damaged_checkpoint(data: Path, tmp_path: Path, capfd) -> None:
+    """Killed in iteration 4 of 4, with checkpoints at 2; then with a half-written newer one."""
+    whole, killed = (config_of(data, tmp_path / name) for name in ("whole", "killed"))
+    here, threads = str(Path(__file__).parent), str(torch.get_num_threads())
+    command = [sys.executable, "-c", KILLED_RUN, here, str(data), str(killed.output), threads]
+    done = subprocess.run(command, capture_output=True, timeout=120)
+    assert done.returncode == -signal.SIGKILL, done.stderr.decode()
+    folder = killed.output / "checkpoints"
+    assert [path.name for path in folder.iterdir()] == ["step_00000002.safetensors"]
+    assert [record["step"] for record in records(killed.output)] == [1, 2, 3]
+    two = (folder / "step_00000002.safetensors").read_bytes()
+    (folder / "step_00000003.safetensors").write_bytes(two[: len(two) // 2])
+    (folder / ".step_00000003.safetensors.tmp").write_bytes(two[:100])
+    with (killed.output / "validation.jsonl").open("a") as file:
+        file.write('{"step": 4, "elap')
+
+    train(whole)
+    capfd.readouterr()
+    train(killed)
+    printed = capfd.readouterr().out
+    assert "step_00000003.safetensors.damaged" in printed and "going on at step 2" in printed
+    assert_same(state_of(whole.output, 4), state_of(killed.output, 4))
+    assert [record["step"] for record in records(killed.output)] == [1, 2, 3, 4]
+    for name in ("train/loss", "validation/psnr"):
+        assert logged_steps(killed.output, name) == [1, 2, 3, 4]
+    assert not list(folder.glob(".*"))
+
+
+def test_a_finished_run_only_exports_again(data: Path, tmp_path: Path, capfd) -> None:
+    config = config_of(data, tmp_path / "run", steps=2)
+    train(config)
+    weights = config.output / "model" / "diffusion_pytorch_model.safetensors"
+    before, validation = weights.read_bytes(), (config.output / "validation.jsonl").read_text()
+    weights.unlink()
+    capfd.readouterr()
+    train(config)
+    assert "all 2 steps done" in capfd.readouterr().out
+    assert weights.read_bytes() == before
+    assert (config.output / "validation.jsonl").read_text() == validation
+    assert (config.output / "sheets" / "step_00000002.png").is_file()
+
+
+def test_a_second_signal_acts_at_once() -> None:
+    handler = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt), StopSignals() as stop:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert stop.received == signal.SIGINT
+        os.kill(os.getpid(), signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is handler
+
+
+def test_signals_that_are_ignored_stay_ignored() -> None:
+    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with StopSignals() as stop:
+            os.kill(os.getpid(), signal.SIGINT)
+            stop.raise_received()
+    finally:
+        signal.signal(signal.SIGINT, handler)
+
+
+def test_a_run_in_a_thread_leaves_signals_alone() -> None:
+    handlers = []
+
+    def enter() -> None:
+        with StopSignals():
+            handlers.append(signal.getsignal(signal.SIGINT))
+
+    before = signal.getsignal(signal.SIGINT)
+    thread = threading.Thread(target=enter)
+    thread.start()
+    thread.join()
+    assert handlers == [before]
+
+
+def test_records_after_a_step_are_dropped(tmp_path: Path) -> None:
+    path = tmp_path / "validation.jsonl"
+    drop_records_after(path, 3)  # none yet
+    path.write_text('{"step": 2}\n{"step": 3}\n{"step": 4}\n{"st')
+    drop_records_after(path, 3)
+    assert path.read_text() == '{"step": 2}\n{"step": 3}\n'
+
+
+def test_other_options_do_not_go_on(data: Path, tmp_path: Path) -> None:
+    config = config_of(data, tmp_path / "run")
+    path = config.output / "config.json"
+    check_run_config(path, config)  # nothing there yet
+    config.output.mkdir()
+    write_run_config(path, config)
+    check_run_config(path, config)
+    free = replace(config, num_workers=3, validate_every=7, max_bad_share=0.5, cache=None)
+    check_run_config(path, free)
+    with pytest.raises(ValueError, match="started with seed = 0, now it is 1"):
+        check_run_config(path, replace(config, seed=1))
+    # An option that was added since then had its default.
+    options = json.loads(path.read_text())
+    del options["detail_weighting"]
+    path.write_text(json.dumps(options))
+    check_run_config(path, config)
+    with pytest.raises(ValueError, match="detail_weighting = True, now it is False"):
+        check_run_config(path, replace(config, detail_weighting=False))
+
+
+# --- what cannot work ---
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"preset": "huge"}, "--preset is one of regen_4x, .* got 'huge'"),
+        ({"crop": 100}, "--crop is a multiple of 32, got 100"),
+        ({"crop": 0}, "--crop is a multiple of 32, got 0"),
+        ({"steps": 0}, "--steps is at least 1, got 0"),
+        ({"checkpoint_every": 0}, "--checkpoint-every is at least 1, got 0"),
+        ({"num_workers": -1}, "--num-workers is at least 0, got -1"),
+        ({"seed": -1}, "--seed is at least 0, got -1"),
+        ({"seed": 2**63}, "--seed has 63 bits"),
+        ({"other_tasks": 1.5}, "--other-tasks is from 0 to 1, got 1.5"),
+        ({"learning_rate": float("nan")}, "--learning-rate is a positive number"),
+        ({"data": ()}, "--data takes at least one folder"),
+        ({"data": (Path("/nowhere/at/all"),)}, "/nowhere/at/all is not a folder"),
+    ],
+)
+def test_options_that_cannot_work(data: Path, tmp_path: Path, options, message) -> None:
+    config = replace(config_of(data, tmp_path / "run"), **options)
+    with pytest.raises(ValueError, match=message) as caught:
+        train(config)
+    assert "\n" not in str(caught.value)
+    assert not (config.output / "config.json").exists()  # so the corrected command is not refused
+
+
+def test_bad_files_are_counted_and_too_many_stop(tmp_path: Path, capfd) -> None:
+    write_data(tmp_path / "data")
+    (tmp_path / "empty").mkdir()
+    config = config_of(tmp_path / "data", tmp_path / "run", steps=1, max_bad_share=0.3)
+    with pytest.raises(ValueError, match="holds no clips or photos"):
+        train(replace(config, data=(tmp_path / "empty",)))
+    (tmp_path / "data" / "text.mp4").write_text("no video\n")
+    (tmp_path / "data" / "empty.mp4").touch()
+    train(config)
+    printed, listed = capfd.readouterr().out, (config.output / "skipped.txt").read_text()
+    assert "skipped 2 of 7 files" in printed
+    for name in ("text.mp4", "empty.mp4"):
+        assert name in printed and name in listed
+    strict = replace(config, max_bad_share=0.2)  # may change: the run is not another one by it
+    with pytest.raises(
+        ValueError, match=r"2 of 7 files cannot be read, above --max-bad-share 0\.2"
+    ):
+        train(strict)
+
+
+def test_a_loss_that_is_not_finite_stops_before_the_weights(data: Path, tmp_path: Path) -> None:
+    config = config_of(data, tmp_path / "run", steps=3, checkpoint_every=1)
+    runs = []
+    train_step = loop.train_step
+
+    def broken(run, batch):
+        runs.append(run)
+        if run.step == 1:
+            with torch.no_grad():
+                run.model.dit.proj_out.bias.fill_(float("inf"))
+        return train_step(run, batch)
+
+    loop.train_step = broken
+    try:
+        with pytest.raises(ValueError, match="step 1: lower --learning-rate"):
+            train(config)
+    finally:
+        loop.train_step = train_step
+    assert list(state_of(config.output, 1))  # intact
+    weights = runs[0].model.dit.patch_embed.weight
+    assert torch.isfinite(weights).all()
+
+
+# --- the data that a run sees ---
+
+
+@pytest.mark.parametrize("pattern", ["*.png", "*.mkv", "0.mkv"])
+def test_photos_alone_and_clips_alone(data: Path, tmp_path: Path, pattern: str) -> None:
+    """Also a single clip, of which none can be held out."""
+    folder = tmp_path / "data"
+    folder.mkdir()
+    for path in data.glob(pattern):
+        (folder / path.name).write_bytes(path.read_bytes())
+    config = replace(config_of(data, tmp_path / "run", steps=2), data=(folder,))
+    train(config)
+    assert load_model(str(config.output / "model")).latents_std.min() > 0
+    assert (config.output / "validation.jsonl").exists() == (pattern == "*.mkv")
+
+
+def test_validation_takes_the_middle(data: Path, tmp_path: Path) -> None:
+    clips = [c for c in prepare_clips([data], data.parent / "cache").clips if not c.is_photo]
+    chunks = list(validation_chunks(clips, 9, size=50))
+    assert [list(chunk.shape) for chunk in chunks] == [
+        [1, 3, 9, 50, 50],
+        [1, 3, 9, 50, 50],
+        [1, 3, 7, 50, 50],  # the clip has no more
+    ]
+    frames = torch.from_numpy(moving_frames(24, 0)[7:16, 7:57, 11:61])
+    assert torch.equal(chunks[0][0], to_float(frames).permute(3, 0, 1, 2))
+    model = AutoencoderREGEN(**TEST_PRESET)
+    values = validate(model, clips, torch.device("cpu"), tmp_path / "sheet.png")
+    assert set(values) == {f"validation/psnr{part}" for part in ("", "_first_frame", "_last_frame")}
+    assert all(0 < value < 60 for value in values.values()) and model.training
+    assert Image.open(tmp_path / "sheet.png").size == (9 * 72, 2 * 64)  # the two of 9 frames
+
+
+# --- objective and optimiser ---
+
+
+def test_the_loss_is_weighted_mse() -> None:
+    torch.manual_seed(0)
+    model = AutoencoderREGEN(**TEST_PRESET)
+    generator = torch.Generator().manual_seed(0)
+    chunk = torch.rand(3, 3, 9, 32, 32, generator=generator) * 2 - 1
+    target, noise = chunk[:, :, 2:5], torch.randn(3, 3, 3, 32, 32, generator=generator)
+    times, timestep = torch.tensor([[2.0, 3, 4]] * 3), torch.tensor([0.1, 0.6, 1.0])
+    arguments = (chunk, target, times, noise, timestep)
+    with torch.no_grad():
+        latents = model.encode_chunk(chunk)
+        noisy = (1 - timestep.view(3, 1, 1, 1, 1)) * target + timestep.view(3, 1, 1, 1, 1) * noise
+        output = model.predict(noisy, timestep, latents, times)
+        expected = torch.stack([(o - t).pow(2).mean() for o, t in zip(output, target, strict=True)])
+        plain = REGENObjective(model, ObjectiveConfig(detail_weighting=False))(*arguments)
+        weighted = REGENObjective(model, ObjectiveConfig(detail_weighting=True))(*arguments)
+    assert torch.allclose(plain, expected, rtol=1e-5)
+    assert torch.allclose(weighted, expected * detail_weights(target), rtol=1e-5)
+
+
+def test_detail_weights() -> None:
+    generator = torch.Generator().manual_seed(0)
+    smooth = torch.full((1, 3, 2, 16, 16), 0.3)
+    busy = torch.rand(1, 3, 2, 16, 16, generator=generator) - 0.5  # variance 1/12
+    weights = detail_weights(torch.cat([smooth, busy, busy]))
+    assert weights.mean().item() == pytest.approx(1)
+    assert (weights[0] / weights[1]).item() == pytest.approx((1 / 12 + 0.02) / 0.02, rel=0.1)
+    blocks = smooth.clone()
+    blocks[..., :8] = -0.9  # what changes between 8 x 8 patches is no detail
+    assert torch.allclose(detail_weights(torch.cat([smooth, blocks])), torch.ones(2), atol=1e-4)
+
+
+@pytest.mark.parametrize("latest", [1.0, EPSILON_MAX_TIMESTEP])
+def test_timestep_shares(latest: float) -> None:
+    times = draw_timesteps(4000, 0.25, torch.Generator().manual_seed(0), latest)
+    # 25 % of 4000: deviation 0.7 %; four deviations.
+    assert (times == latest).float().mean().item() == pytest.approx(0.25, abs=0.028)
+    rest = times[times < latest]
+    assert rest.min() > 0 and rest.mean().item() == pytest.approx(latest / 2, abs=0.022)
+    generator = torch.Generator()
+    assert (draw_timesteps(50, 1.0, generator) == 1).all()
+    assert (draw_timesteps(50, 0.0, generator) < 1).all()
+
+
+def test_learning_rate(tmp_path: Path) -> None:
+    config = TrainConfig(
+        data=(tmp_path,), output=tmp_path, steps=100, warmup_steps=10, cooldown_share=0.2
+    )
+    expected = {0: 0.1, 4: 0.5, 9: 1.0, 50: 1.0, 80: 1.0, 90: 0.5, 99: 0.05, 100: 0.0}
+    for step, factor in expected.items():
+        assert learning_rate_factor(step, config) == pytest.approx(factor)
+    none = replace(config, warmup_steps=0, cooldown_share=0.0)
+    assert {learning_rate_factor(step, none) for step in range(100)} == {1.0}
+
+
+def test_optimizer_groups(tmp_path: Path) -> None:
+    config = TrainConfig(data=(tmp_path,), output=tmp_path, weight_decay=0.3)
+    model = AutoencoderREGEN(**TEST_PRESET)
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    groups = make_optimizer(model, config).param_groups
+    assert [(group["weight_decay"], group["scale"]) for group in groups] == [
+        (0.3, 1.0),
+        (0.0, 1.0),
+        (0.0, 0.1),
+    ]
+    assert sorted(names[p] for group in groups for p in group["params"]) == sorted(names.values())
+    assert all(p.ndim > 1 for p in groups[0]["params"])
+    assert all(p.ndim == 1 for p in groups[1]["params"])
+    assert {names[p].split(".")[0] for p in groups[2]["params"]} == {
+        "linear_encoder",
+        "linear_decoder",
+    }
+
+
+def test_noise_seeds() -> None:
+    seeds = [(0, 0, 0), (0, 0, 1), (0, 1, 0), (1, 0, 0), (20260101, 7, 99999), (2**63 - 1, 999, 5)]
+    numbers = [loop.step_seed(*seed) for seed in seeds]
+    assert len(set(numbers)) == len(seeds) and all(0 <= number < 2**63 for number in numbers)
+    noises = []
+    for number in numbers:  # a torch.Generator takes them, and tells them apart
+        noises.append(torch.randn(4, generator=torch.Generator().manual_seed(number)).tolist())
+    assert len({tuple(noise) for noise in noises}) == len(seeds)
+
+
+# --- linear shortcuts ---
+
+
+def test_linear_init_reports_what_the_codec_does() -> None:
+    """The error reported is that of linear encoder and decoder, far below that of a mean."""
+    generator = torch.Generator().manual_seed(0)
+    coarse = torch.rand(4, 8, 3, 1, 5, 5, generator=generator)
+    drift = 0.05 * torch.randn(4, 8, 3, 1, 5, 5, generator=generator)
+    frames = coarse + drift * torch.arange(9).view(1, 1, 1, 9, 1, 1)
+    pictures = frames.permute(0, 1, 3, 2, 4, 5).flatten(0, 2)  # [4 8 9, 3, 5, 5]
+    videos = torch.nn.functional.interpolate(pictures, (32, 32), mode="bilinear")
+    videos = videos.view(4, 8, 9, 3, 32, 32).permute(0, 1, 3, 2, 4, 5)
+    chunks = list((255 * videos).round().clamp(0, 255).to(torch.uint8))
+    model = AutoencoderREGEN(**TEST_PRESET)
+    error = init_linear_shortcuts(model, chunks)
+    chunk = to_float(torch.cat(chunks))
+    times = torch.arange(9.0).expand(len(chunk), -1)
+    assert model.linear_encoder is not None and model.linear_decoder is not None
+    with torch.no_grad():
+        latents = model.linear_encoder(chunk)
+        measured = (model.linear_decoder(latents, times) - chunk).square().mean().item()
+        # The model as a whole starts there: the networks' outputs are zero.
+        assert torch.equal(model.encode_chunk(chunk), latents)
+    assert measured == pytest.approx(error, rel=1e-3)
+    mean_only = (chunk - chunk.mean(dim=(0, 2, 3, 4), keepdim=True)).square().mean().item()
+    assert measured < mean_only / 20
+    assert latents.mean(dim=(0, 3, 4)).abs().max() < 1e-2  # whitened
+    assert (latents.std(dim=(0, 3, 4)) - 1).abs().max() < 0.05
+    changed = chunk.clone()
+    changed[:, :, 1:] = -changed[:, :, 1:]
+    with torch.no_grad():
+        others = model.linear_encoder(changed)
+        alone = model.linear_encoder(chunk[:, :, :1])
+    assert torch.equal(others[:, :, 0], latents[:, :, 0])  # content: frame 0 only
+    assert torch.equal(alone[:, :, 0], latents[:, :, 0])
+    assert not torch.allclose(others[:, :, 1], latents[:, :, 1])
+
+
+def test_linear_init_of_data_with_few_directions() -> None:
+    """Constant grey frames have three; nothing must blow up."""
+    values = torch.randint(0, 256, (6, 3, 1, 1, 1), generator=torch.Generator().manual_seed(0))
+    chunk = values.to(torch.uint8).expand(-1, -1, 9, 32, 32)
+    model = AutoencoderREGEN(**TEST_PRESET)
+    assert init_linear_shortcuts(model, [chunk]) < 1e-3
+    with torch.no_grad():
+        assert model.encode_chunk(to_float(chunk)).abs().max() < 10
+
+
+# --- learning ---
+
+
+def disc_video(size: int = 32) -> torch.Tensor:
+    frames = torch.from_numpy(moving_frames(9, 0, 64, 72)[:, :size, 20 : 20 + size].copy())
+    return to_float(frames).permute(3, 0, 1, 2)[None]
+
+
+def test_overfits_one_clip_by_the_right_latents_at_the_right_times() -> None:
+    torch.manual_seed(0)
+    model = AutoencoderREGEN(**TEST_PRESET)
+    objective = REGENObjective(model, ObjectiveConfig())
+    num_steps, peak, bar = 100, 3e-3, 33.0
+    optimizer = torch.optim.AdamW(model.parameters(), lr=peak, betas=(0.9, 0.95))
+    video, times = disc_video(), torch.arange(9.0)[None]
+    batch, batch_times = video.repeat(2, 1, 1, 1, 1), times.repeat(2, 1)
+    generator = torch.Generator().manual_seed(0)
+    for step in range(num_steps):
+        for group in optimizer.param_groups:
+            group["lr"] = peak * min(1, (step + 1) / 20, (num_steps - step) / 50)
+        noise = torch.randn(batch.shape, generator=generator)
+        timestep = draw_timesteps(2, 0.5, generator)
+        objective(batch, batch, batch_times, noise, timestep).mean().backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+    latents = model.encode(video).latents
+
+    def decibels(latents: torch.Tensor, times: torch.Tensor) -> float:
+        generator = torch.Generator().manual_seed(1)
+        sample = model.decode(latents, frame_times=times, generator=generator).sample
+        return psnr(sample, video).mean().item()
+
+    with torch.no_grad():
+        right = decibels(latents, times[0])
+        swapped = decibels(latents[:, :, [1, 0]], times[0])
+        backwards = decibels(latents, times[0].flip(0))
+    print(f"right {right:.1f}, swapped {swapped:.1f}, backwards {backwards:.1f} dB")
+    assert right > bar > max(swapped, backwards) + 3
+
+
+@pytest.mark.parametrize("prediction_type", ["v_prediction", "epsilon"])
+def test_other_prediction_types_learn(
+    data: Path, tmp_path: Path, monkeypatch, capfd, prediction_type: str
+) -> None:
+    config = config_of(
+        data,
+        tmp_path / "run",
+        prediction_type=prediction_type,
+        steps=80,
+        learning_rate=4e-3,
+        detail_weighting=False,
+        validate_every=100,
+        checkpoint_every=100,
+    )
+    losses = []
+    train_step = loop.train_step
+
+    def kept(run, batch):
+        losses.append(train_step(run, batch))
+        return losses[-1]
+
+    monkeypatch.setattr(loop, "train_step", kept)
+    train(config)
+    assert np.isfinite(losses).all() and len(losses) == 80
+    print(np.mean(losses[:20]), np.mean(losses[-20:]))
+    assert np.mean(losses[-20:]) < 0.9 * np.mean(losses[:20])
+    model = load_model(str(config.output / "model"))
+    assert model.config.prediction_type == prediction_type
+    is_epsilon = prediction_type == "epsilon"
+    assert model.config.linear_shortcut is not is_epsilon
+    said = "training without the preset's linear shortcuts" in capfd.readouterr().out
+    assert said is is_epsilon
+
+
+# --- export ---
+
+
+def test_the_exported_model(data: Path, tmp_path: Path) -> None:
+    config = config_of(data, tmp_path / "run", steps=6, learning_rate=1e-3)
+    train(config)
+    model = load_model(str(config.output / "model"))
+    assert model.image_motion_latents.shape == (8,)
+    state = model.state_dict()
+    for name, tensor in state.items():
+        assert torch.equal(tensor, tensor.bfloat16().float()), name
+    checkpoint = state_of(config.output, 6)
+    for name, _ in model.named_parameters():  # the averaged weights, nothing else
+        assert torch.equal(state[name], checkpoint[f"ema.{name}"].bfloat16().float())
+    assert not list(config.output.glob(".*"))
+    # Unseen crops of the training clips: statistics of 50 batches against those of 60 others.
+    clips = prepare_clips([data], data.parent / "cache").clips
+    batches = TrainingBatches(
+        clips,
+        BatchConfig(seed=9, num_steps=60, temporal_compression_ratio=8, crop=32, other_tasks=0),
+    )
+    latents = []
+    with torch.no_grad():
+        for step in range(60):
+            chunk = batches[step]["chunk"]
+            assert isinstance(chunk, torch.Tensor)
+            if chunk.shape[2] == 9:
+                latents.append(model.encode(to_float(chunk)).latents)
+    every = torch.cat(latents)
+    # Mean and deviation differ by 0.25 at most here (the few clips' crops are not independent).
+    assert every.mean(dim=(0, 3, 4)).abs().max() < 0.4
+    assert (every.std(dim=(0, 3, 4)) - 1).abs().max() < 0.4
+    assert not torch.equal(model.latents_mean[:, 0], model.latents_mean[:, 1])
