@@ -343,7 +343,7 @@ def test_quick_preview(tmp_path, small_model):
 
 @pytest.mark.parametrize(("every", "multiplier"), [(0, 1), (-1, 1), (1, 0), (1, -3), (2, 2)])
 def test_bad_grids_are_refused(every, multiplier):
-    with pytest.raises(ValueError, match="at least 1|exclude"):
+    with pytest.raises(ValueError, match=r"at least 1|exclude"):
         FrameGrid(every, multiplier)
 
 

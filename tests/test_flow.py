@@ -1,5 +1,7 @@
 """The straight path and its sampler against closed forms."""
 
+import itertools
+
 import pytest
 import torch
 
@@ -41,7 +43,7 @@ def test_gaussian_data_are_sampled_with_the_closed_form_error() -> None:
         return mean + (1 - t) * deviation**2 / variance * (noisy - (1 - t) * mean)
 
     expected_scale, grid = 1.0, torch.linspace(1, 0, num_steps + 1, dtype=torch.float64).tolist()
-    for now, later in zip(grid[:-1], grid[1:], strict=True):
+    for now, later in itertools.pairwise(grid):
         gain = (1 - now) * deviation**2 / ((1 - now) ** 2 * deviation**2 + now**2)
         # deviation of x_t about its mean: x_hat part gain, carried part (later / now) (1 - gain (1 - now)) ...
         expected_scale *= gain * (1 - later / now) + later / now

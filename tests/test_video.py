@@ -495,7 +495,7 @@ def test_bad_targets_are_refused_at_once(tmp_path):
         with pytest.raises(VideoError, match=words) as error:
             VideoWriter(tmp_path / name, width=W, height=H, frame_rate=RATE)
         one_line(error, tmp_path / name)
-    with pytest.raises(VideoError, match="no such|not a video"):
+    with pytest.raises(VideoError, match=r"no such|not a video"):
         (tmp_path / "text.mp4").write_text("hello " * 99)
         VideoWriter(tmp_path / "v.mp4", width=W, height=H, frame_rate=RATE,
                     audio_from=tmp_path / "text.mp4")  # fmt: skip

@@ -283,7 +283,7 @@ def main() -> None:
     warnings.filterwarnings("ignore", category=UserWarning)
     try:
         command = tyro.cli(
-            Command,  # type: ignore[arg-type]
+            Command,
             prog="regen",
             description=DESCRIPTION,
             config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff),

@@ -147,7 +147,7 @@ def decode_frames(
 
 def _resize(frames: np.ndarray, short_side: int | None) -> np.ndarray:
     """`[n, H, W, 3]` to the size that `resized` says; bicubic, antialiased."""
-    size = resized(*frames.shape[1:3], short_side)
+    size = resized(frames.shape[1], frames.shape[2], short_side)
     if size == frames.shape[1:3]:
         return frames
     video = frames_to_video(frames).transpose(0, 1)

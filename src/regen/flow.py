@@ -3,6 +3,7 @@
 `timestep` t runs from 0 (data) to 1 (noise): x_t = (1 - t) x + t eps. Everything here is float32.
 """
 
+import itertools
 from collections.abc import Callable
 from typing import Literal, get_args
 
@@ -68,7 +69,7 @@ def euler_sample(
     """
     grid = torch.linspace(start_timestep, 0, num_inference_steps + 1).tolist()
     noisy = noise.float()
-    for now, later in zip(grid[:-1], grid[1:], strict=True):
+    for now, later in itertools.pairwise(grid):
         timestep = torch.full((noise.shape[0],), now, device=noise.device)
         clean = denoise(noisy, timestep).float()
         noisy = clean + (later / now) * (noisy - clean)

@@ -22,26 +22,23 @@ class ModulatedSIREN(nn.Module):
         super().__init__()
         self.omega = omega
         self.ratio = ratio
-        self.layers = nn.ModuleList(
-            [nn.Linear(1 if i == 0 else width, width) for i in range(num_layers)]
-        )
-        self.modulations = nn.ModuleList(
-            [nn.Linear(latent_channels, 2 * width) for _ in range(num_layers)]
-        )
-        for index, layer in enumerate(self.layers):
+        layers = [nn.Linear(1 if i == 0 else width, width) for i in range(num_layers)]
+        modulations = [nn.Linear(latent_channels, 2 * width) for _ in range(num_layers)]
+        self.layers, self.modulations = nn.ModuleList(layers), nn.ModuleList(modulations)
+        for index, layer in enumerate(layers):
             bound = 1.0 if index == 0 else (6 / width) ** 0.5 / omega
             nn.init.uniform_(layer.weight, -bound, bound)
             nn.init.uniform_(
                 layer.bias, -1.0 if index == 0 else -bound, 1.0 if index == 0 else bound
             )
-        for modulation in self.modulations:
+        for modulation in modulations:
             nn.init.normal_(modulation.weight, std=0.02)
             nn.init.zeros_(modulation.bias)
 
     def forward(self, frame_times: torch.Tensor, motion_latents: torch.Tensor) -> torch.Tensor:
         """`frame_times` `[B, F]` in frames, `motion_latents` `[B, h, w, 8]` -> `[B, F, h, w, width]`."""
         with torch.autocast(frame_times.device.type, enabled=False):
-            weight_dtype = self.layers[0].weight.dtype
+            weight_dtype = next(self.parameters()).dtype
             motion = motion_latents.to(weight_dtype)[:, None]  # [B, 1, h, w, 8]
             hidden_states = (frame_times.float() / self.ratio).to(weight_dtype)[
                 :, :, None, None, None

@@ -57,6 +57,7 @@ class Attention(nn.Module, AttentionModuleMixin):
 
     _default_processor_cls = AttentionProcessor
     _available_processors = [AttentionProcessor]
+    processor: AttentionProcessor
 
     def __init__(self, dim: int, num_heads: int) -> None:
         super().__init__()
@@ -198,12 +199,12 @@ class REGENDiT(nn.Module):
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight)
                 nn.init.zeros_(module.bias)
-        zeros: list[nn.Module] = [self.final_modulation, self.proj_out]  # the output starts at 0,
+        zeros: list[Any] = [self.final_modulation, self.proj_out]  # the output starts at 0,
         zeros += [block.modulation_proj for block in self.blocks if self.shared_modulation is None]
         zeros += [self.shared_modulation] if self.shared_modulation is not None else []
         for module in zeros:  # and every block as the identity (adaLN-Zero)
-            nn.init.zeros_(module.weight)  # type: ignore[arg-type]
-            nn.init.zeros_(module.bias)  # type: ignore[arg-type]
+            nn.init.zeros_(module.weight)
+            nn.init.zeros_(module.bias)
         for module in self.modules():
             if isinstance(module, FeedForward) and module.conv is not None:
                 nn.init.dirac_(module.conv.weight, groups=module.conv.groups)
