@@ -66,7 +66,7 @@ class Attention(nn.Module, AttentionModuleMixin):
         self.to_out = nn.Linear(dim, dim)
         self.norm_q = nn.Parameter(torch.ones(dim // num_heads))
         self.norm_k = nn.Parameter(torch.ones(dim // num_heads))
-        self.set_processor(AttentionProcessor())
+        self.set_processor(AttentionProcessor())  # type: ignore[operator]
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         query, key, value = rearrange(
