@@ -1,8 +1,7 @@
-"""Peak memory of `regen reconstruct` on videos of growing length; prints a Markdown table and their ratio.
+"""Peak memory of `regen reconstruct` on videos of growing length: a Markdown table and their ratio.
 
-Each video is a moving pattern, written and then reconstructed by a process of its own; the number is
-that process's largest resident set, as the kernel counts it. Exit status 1 where the ratio is above
-LIMIT.
+Each video is a moving pattern, reconstructed by a process of its own; the number is that process's
+largest resident set, as the kernel counts it. Exit status 1 where the ratio is above LIMIT.
 
     python benchmarks/memory.py [--model NAME] [--frames 33 330 3300] [--limit 1.10] [--compare]
 """

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from fractions import Fraction
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -229,7 +230,7 @@ def _video_outputs(
     widths = {output: width} | ({compare_path(output): 3 * width} if compare else {})
     for path in widths:
         check_output(info.path, path)
-        if path.suffix.lower() == ".png" and (info.num_frames or 1) > 1:
+        if path.suffix.lower() == ".png" and _has_many_frames(info):
             raise ValueError(
                 f"{path}: a .png holds one frame; end it in .mp4, or nothing: a folder"
             )
@@ -467,6 +468,13 @@ def check_output(source: Path, output: Path) -> None:
 def _source_info(source: Path) -> VideoInfo:
     with open_video(source) as reader:
         return reader.info
+
+
+def _has_many_frames(info: VideoInfo) -> bool:
+    if info.num_frames is not None:
+        return info.num_frames > 1
+    with open_video(info.path) as reader:
+        return len(list(islice(reader, 2))) > 1
 
 
 def _check_sound(path: Path) -> None:

@@ -30,8 +30,8 @@ MAX_TICKS_PER_S = 10**9  # finer times than nanoseconds are rounded to them
 class LatentVideo:
     """A compressed video. `latents`: float `[8, n, h, w]`, normalised; `times` of frames, in s.
 
-    `height`, `width` in pixels; `frame_rate` in frames/s; `time_base`, the unit of the source's time
-    stamps, in s; statistics `[8, 2]` (content, motion).
+    `height`, `width` in pixels; `frame_rate` in frames/s; `time_base` in s, the unit of the
+    source's time stamps; statistics `[8, 2]` (content, motion).
     """
 
     latents: torch.Tensor
