@@ -1,19 +1,23 @@
-"""PSNR and SSIM of a model on a folder of clips, by the protocol of docs/results.md; prints a Markdown table, writes JSON.
+"""PSNR and SSIM of a model on a folder of clips: a Markdown table, and JSON if asked.
 
-Each clip: short side to SIZE (bicubic), centre crop SIZE x SIZE, first FRAMES frames, encoded and decoded in chunks; metrics on
-8-bit RGB per frame, mean over frames, then over clips. The same reading as the linear reference codec's.
+Each clip: short side to SIZE (bicubic), centre crop SIZE x SIZE, first FRAMES frames, encoded and
+decoded in chunks; metrics on 8-bit RGB per frame, mean over frames, then over clips. The same
+reading as the linear reference codec's.
 
-    python benchmarks/reconstruction.py --clips DIR [--model NAME] [--size 256] [--frames 36] [--steps 1 8] [--output FILE]
+    python benchmarks/reconstruction.py --clips DIR [--model NAME] [--size 256] [--frames 36]
+                                        [--steps 1 8] [--output FILE]
 """
 
 import argparse
 import json
 import time
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
 import torch
+from PIL import Image
 
 from regen.codec import decode_frames, encode_frames
 from regen.evaluation.metrics import psnr, ssim
@@ -43,10 +47,8 @@ def read_clip(path: Path, size: int, num_frames: int) -> np.ndarray:
     return np.stack(frames)
 
 
-def measure(
-    model: AutoencoderREGEN, frames: np.ndarray, steps: int, seed: int
-) -> dict[str, object]:
-    """PSNR and SSIM of one clip, their course over the frame's position in its chunk, and the reconstruction."""
+def measure(model: AutoencoderREGEN, frames: np.ndarray, steps: int, seed: int) -> dict[str, Any]:
+    """The metrics of one clip, PSNR by position in the chunk, and the reconstruction."""
     generator = torch.Generator().manual_seed(seed)
     length = model.geometry.chunk_length
     rebuilt = []
@@ -84,7 +86,7 @@ def main() -> None:
     )
     options = parser.parse_args()
     model = load_model(options.model)
-    results: dict[str, dict[str, object]] = {}
+    results: dict[str, dict[str, Any]] = {}
     start = time.perf_counter()
     print(
         "| clip | "
@@ -100,28 +102,26 @@ def main() -> None:
             reconstruction = result.pop("reconstruction")
             results[path.stem][str(steps)] = result
             if options.sheets and steps == options.steps[0]:
-                from PIL import Image
-
                 options.sheets.mkdir(parents=True, exist_ok=True)
-                rows = comparison(frames, reconstruction)[[0, len(frames) // 2, len(frames) - 1]]  # type: ignore[arg-type]
-                Image.fromarray(np.concatenate(list(rows))).save(
-                    options.sheets / f"{path.stem}.png"
-                )
+                compared = comparison(frames, reconstruction)
+                rows = compared[[0, len(frames) // 2, len(frames) - 1]]
+                sheet = Image.fromarray(np.concatenate(list(rows)))
+                sheet.save(options.sheets / f"{path.stem}.png")
         cells = [
             f"{results[path.stem][str(n)][key]:{fmt}}"
             for n in options.steps
             for key, fmt in (("psnr", ".2f"), ("ssim", ".4f"))
-        ]  # type: ignore[index]
+        ]
         print(f"| {path.stem} | {' | '.join(cells)} |", flush=True)
-    means = {}
+    means: dict[str, dict[str, Any]] = {}
     for n in options.steps:
         of_n = [result[str(n)] for result in results.values()]
-        means[str(n)] = {key: float(np.mean([r[key] for r in of_n])) for key in ("psnr", "ssim")}  # type: ignore[index]
+        means[str(n)] = {key: float(np.mean([r[key] for r in of_n])) for key in ("psnr", "ssim")}
         whole = [
             r["psnr_by_position"]
             for r in of_n
             if len(r["psnr_by_position"]) == model.geometry.chunk_length
-        ]  # type: ignore[index]
+        ]
         means[str(n)]["psnr_by_position"] = np.mean(whole, axis=0).round(3).tolist()
     cells = [
         f"{means[str(n)][key]:{fmt}}"

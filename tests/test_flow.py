@@ -34,7 +34,7 @@ def test_one_step_is_the_networks_answer() -> None:
 
 
 def test_gaussian_data_are_sampled_with_the_closed_form_error() -> None:
-    """For data N(m, s^2) the ideal x_hat is linear in x_t, so each Euler step scales x_t - (1-t) m exactly."""
+    """For data N(m, s^2) x_hat is linear in x_t: each Euler step scales x_t - (1 - t) m."""
     mean, deviation, num_steps = 0.7, 0.5, 8
 
     def ideal(noisy: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
@@ -45,7 +45,8 @@ def test_gaussian_data_are_sampled_with_the_closed_form_error() -> None:
     expected_scale, grid = 1.0, torch.linspace(1, 0, num_steps + 1, dtype=torch.float64).tolist()
     for now, later in itertools.pairwise(grid):
         gain = (1 - now) * deviation**2 / ((1 - now) ** 2 * deviation**2 + now**2)
-        # deviation of x_t about its mean: x_hat part gain, carried part (later / now) (1 - gain (1 - now)) ...
+        # deviation of x_t about its mean: x_hat part gain, carried part (later / now) (1 - gain
+        # (1 - now)) ...
         expected_scale *= gain * (1 - later / now) + later / now
     noise = torch.randn(20000, 1, dtype=torch.float32)
     sample = euler_sample(ideal, noise, num_steps)

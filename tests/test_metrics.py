@@ -1,6 +1,7 @@
 """PSNR and SSIM against closed forms and against FFmpeg's filters."""
 
 import math
+from fractions import Fraction
 
 import av
 import numpy as np
@@ -40,7 +41,7 @@ def ffmpeg_metric(name: str, frames: np.ndarray, reference: np.ndarray) -> list[
     graph = Graph()
     height, width = frames.shape[1:3]
     sources = [
-        graph.add_buffer(width=width, height=height, format="gbrp", time_base="1/25")  # type: ignore[arg-type]
+        graph.add_buffer(width=width, height=height, format="gbrp", time_base=Fraction(1, 25))
         for _ in range(2)
     ]
     metric, sink = graph.add(name), graph.add("buffersink")
@@ -61,7 +62,7 @@ def ffmpeg_metric(name: str, frames: np.ndarray, reference: np.ndarray) -> list[
 
 
 def pictures() -> tuple[np.ndarray, np.ndarray]:
-    """Smooth moving colours with texture, and a blurred, noisy copy: uint8 `[4, 96, 128, 3]` each."""
+    """Smooth moving colours with texture, and a blurred, noisy copy: uint8 `[4, 96, 128, 3]`."""
     rng = np.random.default_rng(0)
     y, x = np.mgrid[:96, :128]
     frames, copies = [], []

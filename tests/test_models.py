@@ -1,4 +1,4 @@
-"""Properties of the networks: causality bit for bit, any size, no hidden position, real-valued time, exact counts."""
+"""Properties of the networks: causality, any size, no hidden position, real-valued time, counts."""
 
 from typing import Any
 
@@ -24,7 +24,7 @@ STRIDES = {
 
 
 def build(**changes: Any) -> AutoencoderREGEN:
-    """A small model whose every weight is random: gates, outputs and shortcuts that start at zero too."""
+    """A small model of random weights: also of gates, outputs and shortcuts that start at zero."""
     torch.manual_seed(0)
     model = AutoencoderREGEN(**(tiny_8x() | SMALL | changes))
     for parameter in model.parameters():
@@ -57,13 +57,13 @@ def decode(model: AutoencoderREGEN, latents: torch.Tensor, **options: Any) -> to
     return model.decode(latents, generator=torch.Generator().manual_seed(0), **options).sample
 
 
-# -- encoder ------------------------------------------------------------------------------------------------------
+# -- encoder ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("patch_size", [1, 8])
 @torch.no_grad()
 def test_encoder_is_causal_bit_for_bit(patch_size: int) -> None:
-    """Changing frame j leaves every activation of frames before j unchanged; the first latent sees frame 0 only."""
+    """Changing frame j changes no activation before it; the first latent sees frame 0 only."""
     strides = (
         ((1, 2), (2, 2), (2, 2), (2, 1)) if patch_size == 1 else ((2, 1), (2, 1), (2, 1), (1, 1))
     )
@@ -76,7 +76,8 @@ def test_encoder_is_causal_bit_for_bit(patch_size: int) -> None:
         after = model.encode_chunk(changed)
         assert torch.equal(after[:, :, 0], before[:, :, 0]) == (frame > 0)
         assert not torch.equal(after[:, :, 1], before[:, :, 1])
-    # inside the encoder too: block by block, position i of a stage of stride s sees frames up to i * s
+    # inside the encoder too: block by block, position i of a stage of stride s sees frames up to
+    # i * s
     hidden, changed_hidden, stride = [], [], [1]
     changed = video.clone()
     changed[:, :, 5:] += 0.5
@@ -104,7 +105,7 @@ def test_every_ratio_gives_exactly_two_latent_frames(ratio: int) -> None:
     assert model.spatial_compression_ratio == 8 and model.temporal_compression_ratio == ratio
 
 
-# -- any video in, the same video out -----------------------------------------------------------------------------
+# -- any video in, the same video out --------------------------------------------------------------
 
 
 @torch.no_grad()
@@ -126,7 +127,7 @@ def test_every_size_comes_back(model: AutoencoderREGEN) -> None:
 
 @torch.no_grad()
 def test_a_video_is_its_chunks(model: AutoencoderREGEN) -> None:
-    """Encoding and decoding whole equals doing it chunk by chunk with one generator, bit for bit."""
+    """Encoding and decoding whole is doing it chunk by chunk with one generator, bit for bit."""
     video = random_video(21, 16, 16)
     latents = model.encode(video).latents
     parts = [model.encode(video[:, :, start : start + 9]).latents for start in (0, 9, 18)]
@@ -148,7 +149,7 @@ def test_padding_repeats_the_edge(model: AutoencoderREGEN) -> None:
     assert torch.equal(model.encode(video).latents, model.encode(padded).latents)
 
 
-# -- time and place -----------------------------------------------------------------------------------------------
+# -- time and place --------------------------------------------------------------------------------
 
 
 def test_conditioning_is_continuous_in_time(model: AutoencoderREGEN) -> None:
@@ -181,7 +182,7 @@ def test_frame_times_choose_frames(model: AutoencoderREGEN) -> None:
 @pytest.mark.parametrize("window", [None, 4])
 @torch.no_grad()
 def test_decoder_has_no_position_of_its_own(window: int | None) -> None:
-    """Moving latents and noise by a whole window moves the interior of the picture and changes nothing else."""
+    """Moving latents and noise by a window moves the interior of the picture, no more."""
     model = build(attention_window=window, mlp_conv=False)
     latents, noise = torch.randn(1, 8, 2, 8, 8), torch.randn(1, 3, 2, 64, 64)
     times, timestep = torch.tensor([[0.0, 4.0]]), torch.ones(1)
@@ -198,7 +199,7 @@ def test_decoder_has_no_position_of_its_own(window: int | None) -> None:
 
 @torch.no_grad()
 def test_depthwise_convolution_tells_left_from_right() -> None:
-    """Mirrored latents and noise give the mirrored picture without it, and not with it: what it is there for."""
+    """Without it mirrored latents and noise give the mirrored picture; with it they do not."""
     times, timestep = torch.tensor([[0.0]]), torch.ones(1)
     latents, noise = torch.randn(1, 8, 2, 4, 4), torch.zeros(1, 3, 1, 32, 32)
     for conv in (False, True):
@@ -212,7 +213,7 @@ def test_depthwise_convolution_tells_left_from_right() -> None:
         assert torch.allclose(tokens, mirrored_tokens.flip(4), atol=1e-5) is (not conv)
 
 
-# -- sampling, configuration, the diffusers side -----------------------------------------------------------------
+# -- sampling, configuration, the diffusers side ---------------------------------------------------
 
 
 @pytest.mark.parametrize("prediction_type", ["sample", "v_prediction", "epsilon"])
@@ -319,7 +320,7 @@ def test_attention_back_ends_agree(model: AutoencoderREGEN) -> None:
     ],
 )
 def test_paper_presets_have_their_size(preset: str, encoder: int, dit: int) -> None:
-    """24 blocks of 12 D^2 + 6 D^2 (modulation) at D = 2048 are 1.81 B (Sec. 4.1, B.3); counted on the meta device."""
+    """24 blocks of 12 D^2 + 6 D^2 (modulation) at D = 2048 are 1.81 B (Sec. 4.1, B.3)."""
     with torch.device("meta"):
         model = AutoencoderREGEN(**PRESETS[preset]())
     assert sum(p.numel() for p in model.encoder.parameters()) == encoder

@@ -38,7 +38,7 @@ def psnr(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def encode(path, codec="libx264", pix_fmt="yuv420p", times=None, sound=0.0, delay=0.0, **options):
-    """Media written by PyAV alone: N frames at `times` (ticks of 1/1200 s), `sound` seconds from `delay`."""
+    """Media by PyAV alone: frames at `times` (ticks of 1/1200 s), `sound` seconds from `delay`."""
     rotation, mirror = options.pop("rotation", 0), options.pop("mirror", False)
     sizes, copts = options.pop("sizes", [(W, H)]), options.pop("container", {})
     count = options.pop("count", N)
@@ -210,7 +210,7 @@ def test_sixteen_bit_grey_is_rounded(tmp_path):
 
 
 def test_edit_list_is_no_damage(tmp_path):
-    """Frames before the edit are decoded but not shown: fewer frames than the container declares."""
+    """Frames before the edit are decoded but not shown: fewer than the container declares."""
     source = encode(tmp_path / "a.mp4", bf="2", g="20")
     with av.open(str(source)) as inp, av.open(str(tmp_path / "b.mp4"), "w") as out:
         stream = out.add_stream_from_template(inp.streams.video[0])
@@ -530,7 +530,8 @@ def test_memory_does_not_grow_with_length(tmp_path, ending):
         "p = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)\n"
         "for count in (50, 500):\n"
         "    path = f'{sys.argv[1]}/{count}' + sys.argv[3]\n"
-        "    with VideoWriter(path, width=64, height=64, frame_rate=24, audio_from=sys.argv[2]) as w:\n"
+        "    size = {'width': 64, 'height': 64, 'frame_rate': 24}\n"
+        "    with VideoWriter(path, audio_from=sys.argv[2], **size) as w:\n"
         "        for i in range(count): w.write(p, Fraction(i, 24))\n"
         "    assert sum(1 for _ in open_video(path)) == count\n"
         "    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"

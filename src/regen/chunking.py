@@ -1,7 +1,8 @@
-"""How a video of any length is cut into chunks of k + 1 frames; pure arithmetic on frame counts and times.
+"""How a video of any length is cut into chunks of k + 1 frames; pure arithmetic.
 
-Every chunk becomes two latent frames (content, motion); a last chunk of one frame is an image and becomes one (content).
-A last chunk of 2..k frames is filled up by repeating its last frame and decoded at its true times only.
+Every chunk becomes two latent frames (content, motion); a last chunk of one frame is an image and
+becomes one (content). A last chunk of 2..k frames is filled up by repeating its last frame and
+decoded at its true times only.
 """
 
 import math
@@ -40,17 +41,19 @@ class ChunkGeometry:
         expected = self.num_latent_frames(num_frames)
         if expected != num_latent_frames:
             raise ValueError(
-                f"{num_frames} frames take {expected} latent frames at ratio {self.temporal_compression_ratio}, "
-                f"got {num_latent_frames}: give the num_frames that was encoded "
+                f"{num_frames} frames take {expected} latent frames at ratio "
+                f"{self.temporal_compression_ratio}, got {num_latent_frames}: "
+                "give the num_frames that was encoded "
                 f"(at most {self.max_num_frames(num_latent_frames)})"
             )
 
     def locate(
         self, frame_times: torch.Tensor, num_latent_frames: int
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Times of the whole video `[F]`, in frames -> (chunk index `[F]`, time within that chunk `[F]`).
+        """Times of the whole video, in frames -> (chunk index, time within that chunk); `[F]` each.
 
-        A time between two chunks goes to the nearer one; times before the first or after the last extrapolate from it.
+        A time between two chunks goes to the nearer one; times before the first or after the last
+        extrapolate from it.
         """
         num_chunks = math.ceil(num_latent_frames / 2)
         chunk = torch.floor((frame_times + 0.5) / self.chunk_length).clamp(0, num_chunks - 1).long()

@@ -1,4 +1,4 @@
-"""The straight path (Sec. 3.2, Eq. 2-4) and its Euler sampler. Knows no network: it takes a callable.
+"""The straight path (Sec. 3.2, Eq. 2-4) and its Euler sampler, which takes any callable.
 
 `timestep` t runs from 0 (data) to 1 (noise): x_t = (1 - t) x + t eps. Everything here is float32.
 """
@@ -12,7 +12,8 @@ import torch
 PredictionType = Literal["sample", "v_prediction", "epsilon"]
 PREDICTION_TYPES: tuple[str, ...] = get_args(PredictionType)
 
-# Choice: noise prediction divides by 1 - t, so its sampler starts here instead of at 1 (the other two start at 1).
+# Choice: noise prediction divides by 1 - t, so its sampler starts here instead of at 1 (the other
+# two start at 1).
 EPSILON_MAX_TIMESTEP = 0.98
 
 
@@ -36,9 +37,10 @@ def training_target(
 
 
 def posterior_gain(timestep: torch.Tensor, deviation: float) -> torch.Tensor:
-    """How much of x_t to believe: for x ~ N(m, s^2), E[x | x_t] = m + gain * (x_t - (1 - t) m); `[B]` -> `[B]`.
+    """How much of x_t to believe; `[B]` -> `[B]`.
 
-    0 at t = 1 (noise says nothing), 1 at t = 0.
+    For x ~ N(m, s^2), E[x | x_t] = m + gain * (x_t - (1 - t) m). The gain is 0 at t = 1 (noise says
+    nothing), 1 at t = 0.
     """
     t, variance = timestep.float(), deviation**2
     return (1 - t) * variance / ((1 - t) ** 2 * variance + t**2).clamp_min(1e-12)

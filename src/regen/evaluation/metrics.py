@@ -1,4 +1,7 @@
-"""PSNR and SSIM per frame, on [0, 1] RGB, in float32. In: videos `[B, 3, T, H, W]` in [-1, 1]. Out: `[B, T]`."""
+"""PSNR and SSIM per frame, on [0, 1] RGB, in float32.
+
+In: videos `[B, 3, T, H, W]` in [-1, 1]. Out: `[B, T]`.
+"""
 
 import torch
 import torch.nn.functional as F
@@ -13,10 +16,11 @@ def psnr(video: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
 
 
 def ssim(video: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
-    """Structural similarity of each frame, `[B, T]`: 8 x 8 windows every 4 pixels, equal weights, mean over RGB.
+    """Structural similarity of each frame, `[B, T]`: 8 x 8 windows every 4 pixels, mean over RGB.
 
-    Choice: this is what FFmpeg's ssim filter computes, so anyone can check it; `ssim_gaussian` is the literature's, about
-    0.04 lower on our clips. Frames under 8 pixels on a side have no window: NaN.
+    Choice: this is what FFmpeg's ssim filter computes, so anyone can check it; `ssim_gaussian` is
+    the literature's, about 0.04 lower on our clips. Frames under 8 pixels on a side have no window:
+    NaN.
     """
     batch, _, num_frames, height, width = video.shape
     if min(height, width) < 8:
@@ -35,9 +39,10 @@ def ssim(video: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
 
 
 def ssim_gaussian(video: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
-    """Structural similarity of each frame, `[B, T]`: 11 x 11 Gaussian window, sigma 1.5, mean over RGB (Wang et al., 2004).
+    """Structural similarity of each frame, `[B, T]`, with a Gaussian window (Wang et al., 2004).
 
-    Frames under 11 pixels on a side have no such window: NaN.
+    The window is 11 x 11, sigma 1.5; mean over RGB. Frames under 11 pixels on a side have no such
+    window: NaN.
     """
     batch, _, num_frames, height, width = video.shape
     if min(height, width) < 11:

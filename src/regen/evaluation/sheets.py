@@ -10,7 +10,10 @@ from regen.video import video_to_frames
 
 
 def comparison(source: np.ndarray, reconstruction: np.ndarray) -> np.ndarray:
-    """Source, reconstruction and 4 x the absolute error, left to right: uint8 `[..., H, W, 3]` -> `[..., H, 3 W, 3]`."""
+    """Source, reconstruction and 4 x the absolute error, left to right.
+
+    uint8 `[..., H, W, 3]` each -> `[..., H, 3 W, 3]`.
+    """
     error = 4 * np.abs(source.astype(np.int16) - reconstruction)
     return np.concatenate([source, reconstruction, error.clip(0, 255).astype(np.uint8)], axis=-2)
 

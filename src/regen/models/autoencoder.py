@@ -1,7 +1,8 @@
-"""`AutoencoderREGEN`: Figure 2 as a diffusers model. Encoder, latent conditioning, DiT decoder, straight path.
+"""`AutoencoderREGEN`: Figure 2 as a diffusers model.
 
-Videos are float `[B, 3, T, H, W]` in [-1, 1], any T, H, W >= 1; latents are `[B, 8, n, ceil(H/8), ceil(W/8)]`, normalised
-to about zero mean and unit deviation per channel, content (even index) and motion (odd index) apart.
+Videos are float `[B, 3, T, H, W]` in [-1, 1], any T, H, W >= 1; latents are
+`[B, 8, n, ceil(H/8), ceil(W/8)]`, normalised to about zero mean and unit deviation per channel,
+content (even index) and motion (odd index) apart.
 """
 
 import hashlib
@@ -31,7 +32,8 @@ from regen.models.dit import REGENDiT
 from regen.models.encoder import REGENEncoder
 from regen.models.shortcut import PATCH, LinearDecoder, LinearEncoder
 
-# Deviation of pixels about grey, and about the linear decoder's picture (measured on training crops: 24 dB).
+# Deviation of pixels about grey, and about the linear decoder's picture (measured on training
+# crops: 24 dB).
 PIXEL_DEVIATION = 0.5
 LINEAR_DEVIATION = 0.12
 
@@ -46,10 +48,12 @@ class REGENEncoderOutput(BaseOutput):
 class AutoencoderREGEN(ModelMixin, AutoencoderMixin, ConfigMixin):
     """Causal 3D convolutional encoder and diffusion transformer decoder (Sec. 3).
 
-    Each chunk of k + 1 frames becomes two latent frames; a last chunk of one frame (an image is just that) becomes one.
-    `temporal_compression_ratio` is k. `encoder_*`: see `REGENEncoder`. The decoder is `num_layers` blocks of
-    `num_attention_heads` x `attention_head_dim`; `attention_window` None is the paper's full attention;
-    `linear_shortcut` see `regen.models.shortcut`; `prediction_type` see `regen.flow`.
+    Each chunk of k + 1 frames becomes two latent frames; a last chunk of one frame (an image is
+    just that) becomes one.
+    `temporal_compression_ratio` is k. `encoder_*`: see `REGENEncoder`. The decoder is `num_layers`
+    blocks of `num_attention_heads` x `attention_head_dim`; `attention_window` None is the paper's
+    full attention; `linear_shortcut` see `regen.models.shortcut`; `prediction_type` see
+    `regen.flow`.
 
     Raises ValueError for a configuration that cannot work.
     """
@@ -87,15 +91,16 @@ class AutoencoderREGEN(ModelMixin, AutoencoderMixin, ConfigMixin):
             )
         if linear_shortcut and prediction_type == "epsilon":
             raise ValueError(
-                "linear_shortcut adds to the predicted video: use prediction_type sample or v_prediction"
+                "linear_shortcut adds to the predicted video: "
+                "use prediction_type sample or v_prediction"
             )
         temporal, spatial = 1, encoder_patch_size
         for time_stride, space_stride in encoder_strides:
             temporal, spatial = temporal * time_stride, spatial * space_stride
         if (temporal, spatial) != (temporal_compression_ratio, PATCH):
             raise ValueError(
-                f"encoder_strides and encoder_patch_size compress {temporal}x in time and {spatial}x in space, "
-                f"expected {temporal_compression_ratio}x and {PATCH}x"
+                f"encoder_strides and encoder_patch_size compress {temporal}x in time and "
+                f"{spatial}x in space, expected {temporal_compression_ratio}x and {PATCH}x"
             )
         self.temporal_compression_ratio = temporal_compression_ratio
         self.spatial_compression_ratio = spatial
@@ -140,7 +145,7 @@ class AutoencoderREGEN(ModelMixin, AutoencoderMixin, ConfigMixin):
         self.register_buffer("latents_mean", torch.zeros(latent_channels, 2))
         self.register_buffer("latents_std", torch.ones(latent_channels, 2))
 
-    # -- raw latents: one chunk, sizes multiples of 8; what training uses ------------------------------------------
+    # -- raw latents: one chunk, sizes multiples of 8; what training uses --------------------------
 
     def encode_chunk(self, chunk: torch.Tensor) -> torch.Tensor:
         """One chunk `[B, 3, 1 or k + 1, H, W]` -> raw latents `[B, 8, 1 or 2, h, w]` (Eq. 1)."""
@@ -148,7 +153,7 @@ class AutoencoderREGEN(ModelMixin, AutoencoderMixin, ConfigMixin):
         return latents if self.linear_encoder is None else latents + self.linear_encoder(chunk)
 
     def fill_motion(self, latents: torch.Tensor) -> torch.Tensor:
-        """Give an image's content latent `[B, 8, 1, h, w]` its constant motion latent: `[B, 8, 2, h, w]`."""
+        """Add the constant motion latent to an image's `[B, 8, 1, h, w]`: `[B, 8, 2, h, w]`."""
         if latents.shape[2] == 2:
             return latents
         motion = self.image_motion_latents.to(latents.dtype).view(1, -1, 1, 1, 1).expand_as(latents)
@@ -161,18 +166,20 @@ class AutoencoderREGEN(ModelMixin, AutoencoderMixin, ConfigMixin):
         latents: torch.Tensor,
         frame_times: torch.Tensor,
     ) -> torch.Tensor:
-        """The network: prediction `[B, 3, F, H, W]` at x_t from raw latents `[B, 8, 2, h, w]` (Sec. 3.2).
+        """The network: x_t and raw latents `[B, 8, 2, h, w]` -> prediction `[B, 3, F, H, W]`.
 
-        `timestep` `[B]` in [0, 1]; `frame_times` `[B, F]` in frames from the start of the chunk.
+        Sec. 3.2. `timestep` `[B]` in [0, 1]; `frame_times` `[B, F]` in frames from the start of the
+        chunk.
         """
         conditioning = self.conditioning(latents, frame_times)
         linear = None if self.linear_decoder is None else self.linear_decoder(latents, frame_times)
         if self.config.prediction_type != "sample":
             output = self.dit(noisy_video, timestep, conditioning)
             return output if linear is None else output - linear.to(output.dtype)
-        # Choice: a preconditioned x-prediction. The network sees x_t as far as it can be believed (at t = 1 not at all: noise
-        # as strong as the conditioning is what it would have to learn to ignore), and adds to the posterior mean of a
-        # Gaussian around the linear decoder's picture. One step is so a function of the latents alone.
+        # Choice: a preconditioned x-prediction. The network sees x_t as far as it can be believed
+        # (at t = 1 not at all: noise as strong as the conditioning is what it would have to learn
+        # to ignore), and adds to the posterior mean of a Gaussian around the linear decoder's
+        # picture. One step is so a function of the latents alone.
         gain = posterior_gain(timestep, PIXEL_DEVIATION).view(-1, 1, 1, 1, 1)
         output = self.dit(
             (gain * noisy_video).to(noisy_video.dtype), timestep, conditioning
@@ -184,7 +191,7 @@ class AutoencoderREGEN(ModelMixin, AutoencoderMixin, ConfigMixin):
         trust = posterior_gain(timestep, deviation).view(-1, 1, 1, 1, 1)
         return output + prior + trust * (noisy_video.float() - (1 - t) * prior)
 
-    # -- the public pair ------------------------------------------------------------------------------------------
+    # -- the public pair ---------------------------------------------------------------------------
 
     def _statistics(self, num_latent_frames: int) -> tuple[torch.Tensor, torch.Tensor]:
         kind = torch.arange(num_latent_frames, device=self.latents_mean.device) % 2
@@ -203,9 +210,10 @@ class AutoencoderREGEN(ModelMixin, AutoencoderMixin, ConfigMixin):
     def encode(
         self, video: torch.Tensor, return_dict: bool = True
     ) -> REGENEncoderOutput | tuple[torch.Tensor]:
-        """Encode `video` `[B, 3, T, H, W]` in [-1, 1], chunk by chunk, to `.latents` `[B, 8, n, h, w]`, float32.
+        """Encode `video` `[B, 3, T, H, W]` in [-1, 1], chunk by chunk.
 
-        H and W need not be multiples of 8: edges are repeated inside. Raises ValueError for another shape or range.
+        `.latents` of the result: `[B, 8, n, h, w]`, float32. H and W need not be multiples of 8:
+        edges are repeated inside. Raises ValueError for another shape or range.
         """
         check_video(video)
         height, width = video.shape[-2:]
@@ -232,12 +240,16 @@ class AutoencoderREGEN(ModelMixin, AutoencoderMixin, ConfigMixin):
         generator: torch.Generator | None = None,
         return_dict: bool = True,
     ) -> DecoderOutput | tuple[torch.Tensor]:
-        """Re-generate a video from `latents` `[B, 8, n, h, w]`: `.sample` `[B, 3, F, H, W]`, float32, in [-1, 1].
+        """Re-generate a video from `latents` `[B, 8, n, h, w]`.
 
-        `num_frames`: frames 0 .. num_frames - 1 of the video (default: all that the latents stand for).
-        `frame_times`: instead, any real times in frames from the start of the video (`[F]`): between frames, before the
-        first, after the last, a sparse few. `height`, `width`: crop to these pixels (default 8 h, 8 w).
-        `num_inference_steps`: Euler steps, 1 is a single forward pass. Raises ValueError for what cannot be decoded.
+        `.sample` of the result: `[B, 3, F, H, W]`, float32, in [-1, 1].
+        `num_frames`: frames 0 .. num_frames - 1 of the video (default: all that the latents stand
+        for).
+        `frame_times`: instead, any real times in frames from the start of the video (`[F]`):
+        between frames, before the first, after the last, a sparse few. `height`, `width`: crop to
+        these pixels (default 8 h, 8 w).
+        `num_inference_steps`: Euler steps, 1 is a single forward pass. Raises ValueError for what
+        cannot be decoded.
         """
         times, height, width = self._check_decode(
             latents, num_frames, frame_times, height, width, num_inference_steps
@@ -250,7 +262,8 @@ class AutoencoderREGEN(ModelMixin, AutoencoderMixin, ConfigMixin):
         for index in chunk_index.unique().tolist():
             chunk_latents = self.fill_motion(raw_latents[:, :, 2 * index : 2 * index + 2])
             wanted = (chunk_index == index).nonzero()[:, 0]
-            # Choice: at most k + 1 frames are generated together, as in training; more times make more groups.
+            # Choice: at most k + 1 frames are generated together, as in training; more times make
+            # more groups.
             for group in wanted.split(self.geometry.chunk_length):
                 sample = self._decode_chunk(
                     chunk_latents, local_times[group], num_inference_steps, generator
@@ -309,8 +322,8 @@ class AutoencoderREGEN(ModelMixin, AutoencoderMixin, ConfigMixin):
             and PATCH * (columns - 1) < width <= PATCH * columns
         ):
             raise ValueError(
-                f"latents of {rows} x {columns} are a video of up to {PATCH * rows} x {PATCH * columns} pixels, "
-                f"got height {height}, width {width}"
+                f"latents of {rows} x {columns} are a video of up to {PATCH * rows} x "
+                f"{PATCH * columns} pixels, got height {height}, width {width}"
             )
         if frame_times is not None:
             if num_frames is not None:
@@ -350,7 +363,10 @@ class AutoencoderREGEN(ModelMixin, AutoencoderMixin, ConfigMixin):
         )
 
     def encoder_id(self) -> str:
-        """16 hex digits that name the latent space: a hash of the encoder's weights (as bfloat16) and statistics."""
+        """16 hex digits that name the latent space: a hash of its encoder and statistics.
+
+        Weights count as bfloat16, so that a copy in either precision has the same id.
+        """
         digest = hashlib.sha256(str(self.temporal_compression_ratio).encode())
         for name, tensor in sorted(self.state_dict().items()):
             if name.startswith(("encoder.", "linear_encoder.", "latents_")):
@@ -360,7 +376,7 @@ class AutoencoderREGEN(ModelMixin, AutoencoderMixin, ConfigMixin):
 
 
 def check_video(video: torch.Tensor) -> None:
-    """ValueError unless `video` is float `[B, 3, T, H, W]`, finite, in [-1, 1] (a little overshoot is let pass)."""
+    """ValueError unless `video` is float `[B, 3, T, H, W]`, finite, in [-1, 1] (1.5 passes)."""
     if video.ndim != 5 or video.shape[1] != 3 or 0 in video.shape:
         raise ValueError(
             f"a video is [B, 3, T, H, W] with every size at least 1, got {list(video.shape)}"

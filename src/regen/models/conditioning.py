@@ -1,7 +1,8 @@
 """Latent conditioning: content-aware positional encoding (Sec. 3.2, Eq. 5).
 
-In: raw latents and real-valued `frame_times`. Out: one vector of width D per token, `[B, F, h, w, D]`. It is all that tells
-the DiT where and when a token is, which is why the decoder runs at any size and at any point in time.
+In: raw latents and real-valued `frame_times`. Out: one vector of width D per token,
+`[B, F, h, w, D]`. It is all that tells the DiT where and when a token is, which is why the decoder
+runs at any size and at any point in time.
 """
 
 import torch
@@ -10,10 +11,10 @@ from torch import nn
 
 
 class ModulatedSIREN(nn.Module):
-    """M(f; z_m): sine layers over the time coordinate, phase scaled and shifted at each place by z_m(y, x).
+    """M(f; z_m): sine layers over time, phase scaled and shifted at each place by z_m(y, x).
 
-    Choice: `width`, `num_layers`, `omega`; time enters as f / k. Runs in float32: a phase in bfloat16 is off by
-    omega / 256. Initialisation after Sitzmann et al., 2020, Sec. 3.2.
+    Choice: `width`, `num_layers`, `omega`; time enters as f / k. Runs in float32: a phase in
+    bfloat16 is off by omega / 256. Initialisation after Sitzmann et al., 2020, Sec. 3.2.
     """
 
     def __init__(
@@ -36,7 +37,7 @@ class ModulatedSIREN(nn.Module):
             nn.init.zeros_(modulation.bias)
 
     def forward(self, frame_times: torch.Tensor, motion_latents: torch.Tensor) -> torch.Tensor:
-        """`frame_times` `[B, F]` in frames, `motion_latents` `[B, h, w, 8]` -> `[B, F, h, w, width]`."""
+        """`frame_times` `[B, F]` in frames, z_m `[B, h, w, 8]` -> `[B, F, h, w, width]`."""
         with torch.autocast(frame_times.device.type, enabled=False):
             weight_dtype = next(self.parameters()).dtype
             motion = motion_latents.to(weight_dtype)[:, None]  # [B, 1, h, w, 8]
@@ -51,7 +52,7 @@ class ModulatedSIREN(nn.Module):
 
 
 class LatentConditioning(nn.Module):
-    """z_e(f, y, x) = RMSNorm(Linear(z_c(y, x) + M(f; z_m(y, x)))), + concatenates channels (Eq. 5)."""
+    """Eq. 5: z_e(f, y, x) = RMSNorm(Linear(z_c(y, x) + M(f; z_m(y, x)))), + concatenates."""
 
     def __init__(
         self,
@@ -68,7 +69,7 @@ class LatentConditioning(nn.Module):
         self.norm = nn.Parameter(torch.ones(dim))
 
     def forward(self, latents: torch.Tensor, frame_times: torch.Tensor) -> torch.Tensor:
-        """Raw `latents` `[B, 8, 2, h, w]`, `frame_times` `[B, F]` in frames -> `[B, F, h, w, D]`."""
+        """Raw latents `[B, 8, 2, h, w]`, `frame_times` `[B, F]` in frames -> `[B, F, h, w, D]`."""
         content, motion = latents.permute(2, 0, 3, 4, 1)  # [B, h, w, 8] each
         moving = self.siren(frame_times, motion)  # [B, F, h, w, S]
         content = content[:, None].expand(-1, moving.shape[1], -1, -1, -1).to(moving.dtype)

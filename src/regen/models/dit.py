@@ -1,7 +1,8 @@
 """The re-generative decoder (Sec. 3.2, B.3): a diffusion transformer on 8 x 8 pixel patches.
 
-In: noisy video `[B, 3, F, H, W]`, diffusion `timestep` `[B]` in [0, 1] (1 = noise), conditioning `[B, F, h, w, D]`.
-Out: the prediction `[B, 3, F, H, W]`. No positional encoding besides the conditioning, neither in space nor in time.
+In: noisy video `[B, 3, F, H, W]`, diffusion `timestep` `[B]` in [0, 1] (1 = noise), conditioning
+`[B, F, h, w, D]`. Out: the prediction `[B, 3, F, H, W]`. No positional encoding besides the
+conditioning, neither in space nor in time.
 """
 
 import math
@@ -17,8 +18,8 @@ from torch.utils.checkpoint import checkpoint
 
 from regen.models.shortcut import PATCH
 
-# On a CPU two matrix products and a softmax train 3 to 4 times faster than the fused kernel up to about this many tokens
-# (bf16, 4 heads of 64: 144 tokens 36 against 128 ms, 576 tokens even; benchmarks/attention.py).
+# On a CPU two matrix products and a softmax train 3 to 4 times faster than the fused kernel up to
+# about this many tokens (bf16, 4 heads of 64: 144 tokens 36 against 128 ms, 576 tokens even).
 SHORT_SEQUENCE = 256
 
 
@@ -53,7 +54,10 @@ class AttentionProcessor:
 
 
 class Attention(nn.Module, AttentionModuleMixin):
-    """Multi-head self-attention over `[B, N, D]`. Choice: RMS-normalised queries and keys (bf16 stability)."""
+    """Multi-head self-attention over `[B, N, D]`.
+
+    Choice: RMS-normalised queries and keys, for stability in bfloat16.
+    """
 
     _default_processor_cls = AttentionProcessor
     _available_processors = [AttentionProcessor]
@@ -81,10 +85,12 @@ class Attention(nn.Module, AttentionModuleMixin):
 
 
 class FeedForward(nn.Module):
-    """Linear - GELU - Linear. Choice: `conv` puts a depthwise 3 x 3 convolution within each frame before the GELU.
+    """Linear - GELU - Linear.
 
-    Without a positional encoding attention cannot tell a left neighbour from a right one; the convolution can, at any
-    size (as in SANA's Mix-FFN). It starts as the identity. The paper-size presets leave it out.
+    Choice: `conv` puts a depthwise 3 x 3 convolution within each frame before the GELU. Without a
+    positional encoding attention cannot tell a left neighbour from a right one; the convolution
+    can, at any size (as in SANA's Mix-FFN). It starts as the identity. The paper-size presets leave
+    it out.
     """
 
     def __init__(self, dim: int, hidden_dim: int, conv: bool) -> None:
@@ -107,8 +113,8 @@ class FeedForward(nn.Module):
 class DiTBlock(nn.Module):
     """adaLN-Zero block (Peebles & Xie, 2023) on tokens `[B, F, h, w, D]`.
 
-    `window`: attention sees all frames of squares of window x window places, moved by half a window (cyclically) when
-    `shifted`; None is the paper's full spatiotemporal attention.
+    `window`: attention sees all frames of squares of window x window places, moved by half a window
+    (cyclically) when `shifted`; None is the paper's full spatiotemporal attention.
     """
 
     def __init__(
@@ -153,7 +159,7 @@ class DiTBlock(nn.Module):
         return tokens.roll((self.shift, self.shift), (2, 3)) if self.shift else tokens
 
     def forward(self, hidden_states: torch.Tensor, temb: torch.Tensor) -> torch.Tensor:
-        """`temb`: the timestep embedding `[B, D]` after its SiLU, or the shared modulation `[B, 6 D]`."""
+        """`temb`: timestep embedding `[B, D]` after SiLU, or the shared modulation `[B, 6 D]`."""
         modulation = (
             temb + self.modulation if self.shared_modulation else self.modulation_proj(temb)
         )
@@ -168,7 +174,7 @@ class DiTBlock(nn.Module):
 
 
 class REGENDiT(nn.Module):
-    """Diffusion transformer on pixel patches; every projection that starts at zero is set in `_init_weights`."""
+    """Diffusion transformer on pixel patches; `_init_weights` says what starts at zero, and why."""
 
     def __init__(
         self,

@@ -1,7 +1,8 @@
 """Spatiotemporal encoder (Sec. 3.1, B.3): one chunk of k + 1 frames -> two raw latent frames.
 
-In: video `[B, 3, T, H, W]` in [-1, 1], T = 1 or k + 1, H and W multiples of 8. Out: `[B, 8, n, H/8, W/8]`, n = 1 or 2,
-not normalised. Everything is causal in time: latent frame 0 (content) sees frame 0 alone, bit for bit.
+In: video `[B, 3, T, H, W]` in [-1, 1], T = 1 or k + 1, H and W multiples of 8. Out:
+`[B, 8, n, H/8, W/8]`, n = 1 or 2, not normalised. Everything is causal in time: latent frame 0
+(content) sees frame 0 alone, bit for bit.
 """
 
 from collections.abc import Sequence
@@ -14,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 
 class CausalConv3d(nn.Conv3d):
-    """3D convolution that looks at the present and the past only; the first frame is repeated in front.
+    """3D convolution over the present and the past only; the first frame is repeated in front.
 
     Maps n + 1 frames to n / stride + 1. Choice: replicate padding in time, zeros in space.
     """
@@ -40,8 +41,8 @@ class CausalConv3d(nn.Conv3d):
 class ChannelRMSNorm(nn.Module):
     """RMS norm over the channels of each place and frame of `[B, C, T, H, W]`.
 
-    Choice: a GroupNorm pools over the picture (and over time, which breaks causality), so what it does depends on the size
-    of the picture; this does not.
+    Choice: a GroupNorm pools over the picture (and over time, which breaks causality), so what it
+    does depends on the size of the picture; this does not.
     """
 
     def __init__(self, num_channels: int) -> None:
@@ -57,7 +58,7 @@ class ChannelRMSNorm(nn.Module):
 
 
 class ResidualBlock(nn.Module):
-    """norm - SiLU - conv - norm - SiLU - conv, plus a shortcut (MAGVIT-v2's block with per-place norms)."""
+    """norm - SiLU - conv - norm - SiLU - conv, plus a shortcut (MAGVIT-v2's, other norms)."""
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()
@@ -80,9 +81,10 @@ class ResidualBlock(nn.Module):
 class REGENEncoder(nn.Module):
     """Causal 3D convolutional encoder (Eq. 1).
 
-    `block_out_channels`: width of each stage. `strides`: the (time, space) halving after each stage, (1, 1) for none; the
-    products are the compression ratios (space: times `patch_size`). `patch_size`: pixels folded into channels before
-    the first convolution; 1 in the paper. Choice: the fifth halving in time of k = 32 follows the last stage.
+    `block_out_channels`: width of each stage. `strides`: the (time, space) halving after each
+    stage, (1, 1) for none; the products are the compression ratios (space: times `patch_size`).
+    `patch_size`: pixels folded into channels before the first convolution; 1 in the paper. Choice:
+    the fifth halving in time of k = 32 follows the last stage.
     """
 
     def __init__(

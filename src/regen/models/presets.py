@@ -1,6 +1,7 @@
 """Model configurations as functions; each returns the arguments of `AutoencoderREGEN`.
 
-`regen_4x` .. `regen_32x` are the paper's size (B.3). The tiny ones are what the embedded weights use.
+`regen_4x` .. `regen_32x` are the paper's size (B.3). The tiny ones are what the embedded weights
+use.
 """
 
 from collections.abc import Callable
@@ -43,7 +44,7 @@ def regen_32x() -> dict[str, Any]:
 
 
 def tiny_8x() -> dict[str, Any]:
-    """About 7 M parameters; trains on a CPU. Patch stem, windows of 4 x 4 places, convolution in the MLP, shortcuts."""
+    """About 7 M parameters, trains on a CPU: patch stem, windows of 4 x 4 places, shortcuts."""
     return {
         "temporal_compression_ratio": 8,
         "encoder_block_out_channels": (96, 96, 96, 96),

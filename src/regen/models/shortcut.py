@@ -1,8 +1,9 @@
-"""Linear shortcuts around encoder and decoder: the model starts as the best linear codec of its latent budget.
+"""Linear shortcuts around encoder and decoder: the start is the best linear codec.
 
-Choice (the paper has none; DC-AE's residual autoencoding is the idea): what a linear map can do, it does from the first
-step, and the networks learn the rest. Each latent sees, and each patch is drawn from, a 3 x 3 neighbourhood. The decoder's
-basis in time is cosines, so that frame_times stay real-valued. `regen.training.linear_init` solves for the start.
+Choice (the paper has none; DC-AE's residual autoencoding is the idea): what a linear map can do, it
+does from the first step, and the networks learn the rest. Each latent sees, and each patch is drawn
+from, a 3 x 3 neighbourhood. The decoder's basis in time is cosines, so that frame_times stay
+real-valued. `regen.training.linear_init` solves for the start.
 """
 
 import math
@@ -26,16 +27,20 @@ def cosine_basis(frame_times: torch.Tensor, num_cosines: int, ratio: int) -> tor
 
 
 def repeat_edges(picture: torch.Tensor) -> torch.Tensor:
-    """One more row and column on each side of `[B, C, h, w]`, repeated (F.pad's backward breaks under torch.compile)."""
+    """One more row and column on each side of `[B, C, h, w]`, repeated.
+
+    F.pad would do, but its backward breaks under torch.compile.
+    """
     picture = torch.cat([picture[:, :, :1], picture, picture[:, :, -1:]], dim=2)
     return torch.cat([picture[..., :1], picture, picture[..., -1:]], dim=3)
 
 
 class LinearEncoder(nn.Module):
-    """Chunk -> raw latents `[B, 8, 2, h, w]` (one frame: `[B, 8, 1, h, w]`), linear in the pixels, causal.
+    """Chunk -> raw latents `[B, 8, 1 or 2, h, w]`, linear in the pixels, causal.
 
-    Choice: fixed once solved; the encoder's network learns what should differ. Its thousands of inputs move together (they are
-    the same picture), so a step of Adam, which is as large for each weight, would throw the latents about.
+    Choice: fixed once solved; the encoder's network learns what should differ. Its thousands of
+    inputs move together (they are the same picture), so a step of Adam, which is as large for each
+    weight, would throw the latents about.
     """
 
     def __init__(self, latent_channels: int, chunk_length: int) -> None:
@@ -52,7 +57,7 @@ class LinearEncoder(nn.Module):
 
 
 class LinearDecoder(nn.Module):
-    """Raw latents `[B, 8, 2, h, w]` -> video `[B, 3, F, H, W]` at `frame_times` `[B, F]`, linear in the latents."""
+    """Raw latents `[B, 8, 2, h, w]`, `frame_times` `[B, F]` -> video `[B, 3, F, H, W]`, linear."""
 
     def __init__(self, latent_channels: int, ratio: int, num_cosines: int) -> None:
         super().__init__()

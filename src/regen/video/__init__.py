@@ -1,9 +1,10 @@
 """Video files to frames and back: the one room that opens or writes video.
 
-Reading gives frames uint8 [H, W, 3] in RGB with exact times; `frames_to_video` turns them into the float video
-[3, T, H, W] in [-1, 1] that the model takes, `video_to_frames` turns it back, `VideoWriter` writes the file, with the sound
-of another one if asked. Pictures and folders of pictures count as videos. All streams: memory does not grow with the
-length. PyAV carries FFmpeg; no program is called.
+Reading gives frames uint8 [H, W, 3] in RGB with exact times; `frames_to_video` turns them into the
+float video [3, T, H, W] in [-1, 1] that the model takes, `video_to_frames` turns it back,
+`VideoWriter` writes the file, with the sound of another one if asked. Pictures and folders of
+pictures count as videos. All streams: memory does not grow with the length. PyAV carries FFmpeg; no
+program is called.
 """
 
 from regen.video.reader import (

@@ -1,4 +1,4 @@
-"""Video files, pictures and folders of pictures -> frames uint8 [H, W, 3] in RGB with exact times. Streams."""
+"""Video files, pictures, folders of pictures -> frames uint8 [H, W, 3] in RGB with exact times."""
 
 import math
 import os
@@ -50,7 +50,7 @@ class VideoInfo:
 
 @dataclass(frozen=True)
 class Frame:
-    """Pixels uint8 [H, W, 3] in RGB as displayed, and time in seconds from the first frame, exact."""
+    """Pixels uint8 [H, W, 3] in RGB as displayed, and time in seconds from the first, exact."""
 
     pixels: np.ndarray
     time: Fraction
@@ -102,10 +102,11 @@ class VideoReader:
 
 
 def open_video(path: str | Path) -> VideoReader:
-    """Open a video for reading: a file FFmpeg knows, a picture, or a folder of pictures in natural order.
+    """Open a video for reading: a file FFmpeg knows, a picture, or a folder of pictures.
 
-    The first frame is decoded at once. Frames are turned as the file says; transparent pixels lie on
-    white. Raises VideoError at once if nothing can be read, and on the way where a file ends early.
+    Pictures of a folder come in natural order. The first frame is decoded at once. Frames are
+    turned as the file says; transparent pixels lie on white. Raises VideoError at once if nothing
+    can be read, and on the way where a file ends early.
     """
     return VideoReader(path)
 
@@ -113,7 +114,7 @@ def open_video(path: str | Path) -> VideoReader:
 def read_frames(
     path: str | Path, start: int = 0, num_frames: int | None = None, stride: int = 1
 ) -> np.ndarray:
-    """Frames start, start + stride, ... as uint8 [T, H, W, 3], num_frames of them or as many as there are.
+    """Frames start, start + stride, ... as uint8 [T, H, W, 3]; `num_frames` None: all there are.
 
     Holds all of them in memory. Raises VideoError as `open_video` does, and where no frame is left.
     """
@@ -143,7 +144,7 @@ def frames_to_video(frames: np.ndarray | torch.Tensor) -> torch.Tensor:
 
 
 def video_to_frames(video: torch.Tensor) -> np.ndarray:
-    """Video float [3, T, H, W] in [-1, 1] to frames uint8 [T, H, W, 3], clamped, rounded to nearest."""
+    """Video float [3, T, H, W] in [-1, 1] to frames uint8 [T, H, W, 3], clamped and rounded."""
     if not video.is_floating_point() or video.ndim != 4 or video.shape[0] != 3:
         raise ValueError(f"got {video.dtype} {list(video.shape)}; expected float [3, T, H, W]")
     levels = ((video.detach().float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
@@ -277,7 +278,7 @@ def _open_file(path: Path) -> tuple[VideoInfo, _Pictures]:
 
 
 def open_container(path: Path) -> Any:
-    """PyAV's container for a local file; "file:" keeps a colon in the name from making it an address."""
+    """PyAV's container for a local file; "file:" lest a colon in the name makes it an address."""
     try:
         container = av.open(f"file:{path}", options={"protocol_whitelist": "file"})
     except (av.FFmpegError, OSError) as error:
@@ -288,8 +289,8 @@ def open_container(path: Path) -> Any:
                 f"{path}: the file is cut short or damaged: its index is missing"
             ) from error
         raise VideoError(
-            f"{path}: not a video that FFmpeg can read ({one_line(error)}); expected e.g. MP4, MOV, "
-            "MKV, WebM, GIF, a picture or a folder of pictures"
+            f"{path}: not a video that FFmpeg can read ({one_line(error)}); expected e.g. MP4, "
+            "MOV, MKV, WebM, GIF, a picture or a folder of pictures"
         ) from error
     if container.format.name in _TEXT_ART_FORMATS:
         container.close()
@@ -306,7 +307,7 @@ def video_stream(container: Any) -> Any | None:
 
 
 def _decode(path: Path) -> Iterator[tuple[Any, Any, Any]]:
-    """(container, stream, PyAV frame) for each frame; VideoError where the file is cut or damaged."""
+    """(container, stream, PyAV frame) of each frame; VideoError where the file is damaged."""
     with open_container(path) as container:
         stream = video_stream(container)
         if stream is None:
@@ -314,7 +315,8 @@ def _decode(path: Path) -> Iterator[tuple[Any, Any, Any]]:
             raise VideoError(f"{path}: no video stream in the file, only {kinds}; expected a video")
         stream.thread_type = "AUTO"
         name = container.format.name
-        # MP4 lists every packet in front, edit lists applied; a fragmented one does not (frames = 0).
+        # MP4 lists every packet in front, edit lists applied; a fragmented one does not
+        # (frames = 0).
         listed = len(stream.index_entries) if "mp4" in name and stream.frames else 0
         num_packets, count, cut, size = 0, 0, False, None
         try:
@@ -325,8 +327,9 @@ def _decode(path: Path) -> Iterator[tuple[Any, Any, Any]]:
                     size = size or (frame.width, frame.height)
                     if (frame.width, frame.height) != size:
                         raise VideoError(
-                            f"{path}: the picture changes from {size[0]}x{size[1]} to {frame.width}x"
-                            f"{frame.height} after frame {count}; expected one size: split the file"
+                            f"{path}: the picture changes from {size[0]}x{size[1]} to "
+                            f"{frame.width}x{frame.height} after frame {count}; expected one size: "
+                            "split the file"
                         )
                     count += 1
                     yield container, stream, frame
@@ -344,8 +347,8 @@ def _decode(path: Path) -> Iterator[tuple[Any, Any, Any]]:
 
 def _damaged(path: Path, count: int, reason: object) -> VideoError:
     return VideoError(
-        f"{path}: reading stops after frame {count} ({one_line(reason)}); get the file again in full, "
-        "or cut it to its readable part"
+        f"{path}: reading stops after frame {count} ({one_line(reason)}); get the file again in "
+        "full, or cut it to its readable part"
     )
 
 
@@ -354,7 +357,7 @@ def one_line(error: object) -> str:
 
 
 def _is_cut_short(path: Path, format_name: str) -> bool:
-    """Whether the sizes or the end mark that the container states reach past the end of the file."""
+    """Whether the sizes or the end mark that the container states lie past the end of the file."""
     num_bytes = path.stat().st_size
     with path.open("rb") as file:
         if "matroska" in format_name:
@@ -437,7 +440,7 @@ def _frame_pixels(frame: Any, quarter_turns: int, mirrored: bool) -> np.ndarray:
 
 
 def _orientation(frame: Any) -> tuple[int, bool]:
-    """Quarter turns counter-clockwise, and whether the picture is mirrored left to right before them."""
+    """Quarter turns counter-clockwise, and whether the picture is mirrored (left, right) before."""
     for data in frame.side_data:
         if data.type.name == "DISPLAYMATRIX":
             a, b, _, c, d = (int(value) for value in np.frombuffer(data, np.int32)[:5])

@@ -1,4 +1,4 @@
-"""Frames uint8 [H, W, 3] with their times -> a video file, with the sound of another one if asked. Streams."""
+"""Frames uint8 [H, W, 3] with their times -> a video file, with the sound of another if asked."""
 
 import math
 import re
@@ -19,7 +19,7 @@ from regen.video.reader import VideoError, one_line, open_container, video_strea
 
 
 class VideoWriter:
-    """Writes frames one at a time; the file appears under its name when all is written, or not at all.
+    """Writes frames one at a time; the file appears when all is written, or not at all.
 
     The ending of `path` chooses the format:
       .mp4   H.264; 4:2:0, or 4:4:4 where width or height is odd, which H.264 4:2:0 cannot hold
@@ -28,13 +28,14 @@ class VideoWriter:
       .png   one picture; a second frame is an error
       none   a folder of pictures frame_000000.png, frame_000001.png, ...
 
-    `audio_from` names a file whose first sound track goes along (not into pictures), copied as it is where
-    the format takes it, else as AAC (.mp4) or Opus (.webm), in time with that file's first video frame.
-    Where that file's video goes on after the last frame written, its sound is cut there.
-    `time_base` is the unit of the times, if known: .mp4 then keeps uneven times exactly.
-    The last frame lasts 1 / frame_rate. PyAV can store non-square pixels in .mp4, not in .webm
-    and .mkv. Raises VideoError for a target that cannot be written, at once, and where writing fails;
-    leaving the `with` block by an exception leaves an earlier file untouched.
+    `audio_from` names a file whose first sound track goes along (not into pictures), copied as it
+    is where the format takes it, else as AAC (.mp4) or Opus (.webm), in time with that file's first
+    video frame. Where that file's video goes on after the last frame written, its sound is cut
+    there.
+    `time_base` is the unit of the times, if known: .mp4 then keeps uneven times exactly. The last
+    frame lasts 1 / frame_rate. PyAV can store non-square pixels in .mp4, not in .webm and .mkv.
+    Raises VideoError for a target that cannot be written, at once, and where writing fails; leaving
+    the `with` block by an exception leaves an earlier file untouched.
     """
 
     def __init__(
@@ -86,7 +87,7 @@ class VideoWriter:
                 self._stream.start(audio_from)
 
     def write(self, pixels: np.ndarray, time: Fraction) -> None:
-        """Append a frame, uint8 [H, W, 3] in RGB, shown from `time` (s, increasing) to the next one."""
+        """Append a frame, uint8 [H, W, 3] in RGB, shown from `time` (s, increasing) to the next."""
         if self._closed or self._finished:
             raise ValueError(f"{self.path}: the writer is closed; write before close")
         if pixels.dtype != np.uint8 or pixels.shape != self._shape:
@@ -125,7 +126,7 @@ class VideoWriter:
         self._finished = True
 
     def close(self) -> None:
-        """Finish the file and give it its name. VideoError if there was no frame, or writing fails."""
+        """Finish the file and name it. VideoError if there was no frame, or writing fails."""
         if self._closed:
             return
         self.finish()
@@ -274,7 +275,7 @@ class _StreamSink:
             self._next_sound = next(self._sound, None)
 
     def _add_sound(self, path: Path) -> None:
-        """Prepare the first sound track of a file, shifted so that its first video frame is at 0."""
+        """Prepare the first sound track of a file, shifted: its first video frame is at 0."""
         source = open_container(path)
         if not source.streams.audio:
             source.close()
