@@ -1,8 +1,9 @@
 """How a video of any length is cut into chunks of k + 1 frames; pure arithmetic.
 
-Every chunk becomes two latent frames (content, motion); a last chunk of one frame is an image and
-becomes one (content). A last chunk of 2..k frames is filled up by repeating its last frame and
-decoded at its true times only.
+Every chunk becomes two latent frames (content, motion).
+Choice: a last chunk of one frame is an image and becomes one latent frame (content); one of 2 to k
+frames is filled up by repeating its last frame and decoded at its true times only. So a video of
+any length has latents.
 """
 
 import math

@@ -12,8 +12,7 @@ import torch
 PredictionType = Literal["sample", "v_prediction", "epsilon"]
 PREDICTION_TYPES: tuple[str, ...] = get_args(PredictionType)
 
-# Choice: noise prediction divides by 1 - t, so its sampler starts here instead of at 1 (the other
-# two start at 1).
+# Choice: noise prediction is sampled from t = 0.98, the other two from 1. It divides by 1 - t.
 EPSILON_MAX_TIMESTEP = 0.98
 
 

@@ -20,8 +20,14 @@ DRIFT = 2.5  # pixels per frame, standard deviation of a photo's moving crop
 
 @dataclass(frozen=True)
 class BatchConfig:
-    """`num_targets`: frames decoded per video, drawn from the chunk. `other_tasks`: share of
-    interpolation and extrapolation together at the last step, reached linearly from 0 (B.2.2)."""
+    """`num_targets`: frames decoded per video. `other_tasks`: share of interpolation and
+    extrapolation together at the last step (B.2.2).
+
+    Choice: the share of the other tasks grows linearly from 0. The paper says only that it grows.
+    Choice: few random frames of a video are targets, not all. An iteration then sees more videos.
+    Choice: some videos are photos under a moving crop, and some chunks short. Photos are sharp and
+    many; the last chunk of a video is short.
+    """
 
     seed: int
     num_steps: int
@@ -117,6 +123,7 @@ class TrainingBatches(Dataset[Batch]):
         available = 10**6 if photo else len(frames)
         num_chunk = min(num_chunk, max(2, available))
         # Extrapolation asks for frames before and after the chunk: `reach` of them in all.
+        # Choice: extrapolation reaches half a chunk at most. The paper gives no number of frames.
         reach = int(rng.integers(1, length // 2 + 1)) if task == "extrapolation" else 0
         before = int(rng.integers(0, reach + 1)) if reach else 0
         reach = max(0, min(reach, available - num_chunk))

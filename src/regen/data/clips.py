@@ -190,7 +190,10 @@ def hold_out(clips: list[Clip], num_sources: int) -> tuple[list[Clip], list[Clip
 
 
 def fair_shares(clips: list[Clip]) -> np.ndarray:
-    """Sampling probabilities: a source of n clips weighs sqrt(n), lest look-alikes crowd out."""
+    """Sampling probabilities of clips, with sum 1.
+
+    Choice: a source of n clips weighs sqrt(n). Look-alikes would crowd out the others.
+    """
     counts: dict[str, int] = {}
     for clip in clips:
         counts[clip.source] = counts.get(clip.source, 0) + 1

@@ -18,9 +18,9 @@ def psnr(video: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
 def ssim(video: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
     """Structural similarity of each frame, `[B, T]`: 8 x 8 windows every 4 pixels, mean over RGB.
 
-    Choice: this is what FFmpeg's ssim filter computes, so anyone can check it; `ssim_gaussian` is
-    the literature's, about 0.04 lower on our clips. Frames under 8 pixels on a side have no window:
-    NaN.
+    Frames under 8 pixels on a side have no window: NaN.
+    Choice: SSIM is what FFmpeg's ssim filter computes. Anyone can check it; `ssim_gaussian` is the
+    literature's, about 0.04 lower on our clips.
     """
     batch, _, num_frames, height, width = video.shape
     if min(height, width) < 8:

@@ -140,8 +140,10 @@ class AutoencoderREGEN(ModelMixin, AutoencoderMixin, ConfigMixin):
             self.linear_encoder.requires_grad_(False)  # see LinearEncoder
             nn.init.zeros_(self.encoder.conv_out.weight)
             nn.init.zeros_(self.encoder.conv_out.bias)  # type: ignore[arg-type]
-        # Choice: z_m of an image, which has no motion latent, is a learned constant.
+        # Choice: z_m of an image is a learned constant. The encoder makes none of one frame.
         self.image_motion_latents = nn.Parameter(torch.zeros(latent_channels))
+        # Choice: latents are normalised by mean and deviation per channel, content and motion
+        # apart. Their scales differ, and a generative model on the latents wants unit variance.
         self.register_buffer("latents_mean", torch.zeros(latent_channels, 2))
         self.register_buffer("latents_std", torch.ones(latent_channels, 2))
 
@@ -179,7 +181,7 @@ class AutoencoderREGEN(ModelMixin, AutoencoderMixin, ConfigMixin):
         # Choice: a preconditioned x-prediction. The network sees x_t as far as it can be believed
         # (at t = 1 not at all: noise as strong as the conditioning is what it would have to learn
         # to ignore), and adds to the posterior mean of a Gaussian around the linear decoder's
-        # picture. One step is so a function of the latents alone.
+        # picture. So one step is a function of the latents alone.
         gain = posterior_gain(timestep, PIXEL_DEVIATION).view(-1, 1, 1, 1, 1)
         output = self.dit(
             (gain * noisy_video).to(noisy_video.dtype), timestep, conditioning
@@ -262,8 +264,8 @@ class AutoencoderREGEN(ModelMixin, AutoencoderMixin, ConfigMixin):
         for index in chunk_index.unique().tolist():
             chunk_latents = self.fill_motion(raw_latents[:, :, 2 * index : 2 * index + 2])
             wanted = (chunk_index == index).nonzero()[:, 0]
-            # Choice: at most k + 1 frames are generated together, as in training; more times make
-            # more groups.
+            # Choice: at most k + 1 frames are generated together; more times make more groups. The
+            # cost of attention grows with the square of their number.
             for group in wanted.split(self.geometry.chunk_length):
                 sample = self._decode_chunk(
                     chunk_latents, local_times[group], num_inference_steps, generator

@@ -13,8 +13,11 @@ from torch import nn
 class ModulatedSIREN(nn.Module):
     """M(f; z_m): sine layers over time, phase scaled and shifted at each place by z_m(y, x).
 
-    Choice: `width`, `num_layers`, `omega`; time enters as f / k. Runs in float32: a phase in
-    bfloat16 is off by omega / 256. Initialisation after Sitzmann et al., 2020, Sec. 3.2.
+    Choice: z_m scales and shifts the phase of each layer; time enters as f / k. The paper says that
+    z_m modulates the SIREN, not how.
+
+    Runs in float32: a phase in bfloat16 is off by omega / 256. Initialisation after Sitzmann et
+    al., 2020, Sec. 3.2.
     """
 
     def __init__(

@@ -56,7 +56,7 @@ class AttentionProcessor:
 class Attention(nn.Module, AttentionModuleMixin):
     """Multi-head self-attention over `[B, N, D]`.
 
-    Choice: RMS-normalised queries and keys, for stability in bfloat16.
+    Choice: queries and keys are RMS-normalised. It keeps bfloat16 stable.
     """
 
     _default_processor_cls = AttentionProcessor
@@ -85,12 +85,11 @@ class Attention(nn.Module, AttentionModuleMixin):
 
 
 class FeedForward(nn.Module):
-    """Linear - GELU - Linear.
+    """Linear - GELU - Linear, with `conv` a convolution before the GELU that starts as identity.
 
-    Choice: `conv` puts a depthwise 3 x 3 convolution within each frame before the GELU. Without a
-    positional encoding attention cannot tell a left neighbour from a right one; the convolution
-    can, at any size (as in SANA's Mix-FFN). It starts as the identity. The paper-size presets leave
-    it out.
+    Choice: the tiny preset has a depthwise 3 x 3 convolution within each frame, as in SANA's
+    Mix-FFN. Without a positional encoding attention cannot tell a left neighbour from a right one;
+    the convolution can, at any size.
     """
 
     def __init__(self, dim: int, hidden_dim: int, conv: bool) -> None:
@@ -115,6 +114,8 @@ class DiTBlock(nn.Module):
 
     `window`: attention sees all frames of squares of window x window places, moved by half a window
     (cyclically) when `shifted`; None is the paper's full spatiotemporal attention.
+    Choice: attention of the tiny preset stays within windows. The cost of full attention grows with
+    the square of the number of tokens.
     """
 
     def __init__(
@@ -133,9 +134,9 @@ class DiTBlock(nn.Module):
         self.attn = Attention(dim, num_heads)
         self.ff = FeedForward(dim, int(dim * mlp_ratio), mlp_conv)
         if shared_modulation:
-            self.modulation = nn.Parameter(
-                torch.zeros(6 * dim)
-            )  # added to the shared one (PixArt-alpha)
+            # Choice: the blocks of the tiny preset share one modulation, to which each adds a
+            # vector (PixArt-alpha). One of its own would be more than a third of a block.
+            self.modulation = nn.Parameter(torch.zeros(6 * dim))
         else:
             self.modulation_proj = nn.Linear(dim, 6 * dim)
         self.shared_modulation = shared_modulation

@@ -17,7 +17,9 @@ from torch.utils.checkpoint import checkpoint
 class CausalConv3d(nn.Conv3d):
     """3D convolution over the present and the past only; the first frame is repeated in front.
 
-    Maps n + 1 frames to n / stride + 1. Choice: replicate padding in time, zeros in space.
+    Maps n + 1 frames to n / stride + 1.
+    Choice: replicate padding in time, zeros in space. A first frame then has the past of a still
+    picture.
     """
 
     def __init__(
@@ -41,8 +43,9 @@ class CausalConv3d(nn.Conv3d):
 class ChannelRMSNorm(nn.Module):
     """RMS norm over the channels of each place and frame of `[B, C, T, H, W]`.
 
-    Choice: a GroupNorm pools over the picture (and over time, which breaks causality), so what it
-    does depends on the size of the picture; this does not.
+    Choice: RMS norm at each place in place of MAGVIT-v2's GroupNorm. A GroupNorm pools over the
+    picture (and over time, which breaks causality), so what it does depends on the size of the
+    picture.
     """
 
     def __init__(self, num_channels: int) -> None:
@@ -83,8 +86,12 @@ class REGENEncoder(nn.Module):
 
     `block_out_channels`: width of each stage. `strides`: the (time, space) halving after each
     stage, (1, 1) for none; the products are the compression ratios (space: times `patch_size`).
-    `patch_size`: pixels folded into channels before the first convolution; 1 in the paper. Choice:
-    the fifth halving in time of k = 32 follows the last stage.
+    `patch_size`: pixels folded into channels before the first convolution; 1 in the paper.
+
+    Choice: the fifth halving in time of k = 32 follows the last stage. Five stages have four
+    transitions.
+    Choice: the encoder of the tiny preset folds 8 x 8 pixels. Convolutions at full size are most of
+    the cost of an encoder that a CPU can train.
     """
 
     def __init__(

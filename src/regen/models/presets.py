@@ -8,7 +8,9 @@ from collections.abc import Callable
 from typing import Any
 
 PAPER_STRIDES: dict[int, tuple[tuple[int, int], ...]] = {
-    # (time, space) after each stage. Choice: time is halved as late as the stages allow.
+    # (time, space) after each stage.
+    # Choice: time is halved as late as the stages allow. The paper gives the ratios, not the
+    # places; early stages then see all frames.
     4: ((1, 2), (2, 2), (2, 2), (1, 1)),
     8: ((1, 2), (2, 2), (2, 2), (2, 1), (1, 1)),
     16: ((2, 2), (2, 2), (2, 2), (2, 1), (1, 1)),
@@ -18,7 +20,7 @@ PAPER_STRIDES: dict[int, tuple[tuple[int, int], ...]] = {
 
 def _paper(ratio: int) -> dict[str, Any]:
     # Paper: B.3, base width 128, multipliers 1, 2, 4, 6 (, 6); 24 blocks, 16 heads, width 2048.
-    # Choice: two residual blocks a stage; SIREN of 3 layers of 256.
+    # Choice: two residual blocks a stage; SIREN of 3 layers of 256. The paper gives no numbers.
     widths = (128, 256, 512, 768) if ratio == 4 else (128, 256, 512, 768, 768)
     return {
         "temporal_compression_ratio": ratio,

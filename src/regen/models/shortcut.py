@@ -1,9 +1,11 @@
 """Linear shortcuts around encoder and decoder: the start is the best linear codec.
 
-Choice (the paper has none; DC-AE's residual autoencoding is the idea): what a linear map can do, it
-does from the first step, and the networks learn the rest. Each latent sees, and each patch is drawn
-from, a 3 x 3 neighbourhood. The decoder's basis in time is cosines, so that frame_times stay
-real-valued. `regen.training.linear_init` solves for the start.
+Choice: linear shortcuts run beside encoder and decoder. The paper has none; the idea is DC-AE's
+residual autoencoding. What a linear map can do, it does from the first step, and the networks learn
+the rest.
+
+Each latent sees, and each patch is drawn from, a 3 x 3 neighbourhood. The decoder's basis in time
+is cosines, so that frame_times stay real-valued. `regen.training.linear_init` solves for the start.
 """
 
 import math
@@ -38,9 +40,9 @@ def repeat_edges(picture: torch.Tensor) -> torch.Tensor:
 class LinearEncoder(nn.Module):
     """Chunk -> raw latents `[B, 8, 1 or 2, h, w]`, linear in the pixels, causal.
 
-    Choice: fixed once solved; the encoder's network learns what should differ. Its thousands of
-    inputs move together (they are the same picture), so a step of Adam, which is as large for each
-    weight, would throw the latents about.
+    Choice: the linear encoder stays fixed once solved; the network learns what should differ. Its
+    thousands of inputs move together (they are the same picture), so a step of Adam, which is as
+    large for each weight, would throw the latents about.
     """
 
     def __init__(self, latent_channels: int, chunk_length: int) -> None:

@@ -3,7 +3,6 @@
 Encoder: principal components of the first frame, then of what those do not predict linearly of the
 other frames, whitened. Decoder: least squares from each 3 x 3 neighbourhood of codes. All of it
 follows from second moments, summed over training batches: memory does not grow with their number.
-Choice; see `regen.models.shortcut`.
 """
 
 from collections.abc import Sequence

@@ -116,7 +116,7 @@ def build_model(config: TrainConfig, accelerator: Accelerator) -> AutoencoderREG
     """The preset with the run's prediction type, its weights drawn from the run's seed."""
     preset = PRESETS[config.preset]() | {"prediction_type": config.prediction_type}
     if config.prediction_type == "epsilon" and preset.get("linear_shortcut"):
-        # Choice: the shortcuts draw a video, which a predicted noise has no place for.
+        # Choice: noise prediction has no linear shortcuts. They draw a video, not noise.
         accelerator.print("epsilon predicts noise: training without the preset's linear shortcuts")
         preset["linear_shortcut"] = False
     torch.manual_seed(config.seed)
@@ -174,6 +174,7 @@ def start_run(
     objective, optimizer = accelerator.prepare(objective, optimizer)
     if config.compile:
         objective = torch.compile(objective, dynamic=False)  # type: ignore[assignment]
+    # Choice: averaged weights are what is validated and exported. They are smoother than the last.
     ema = EMAModel(model.parameters(), decay=config.ema_decay, use_ema_warmup=True, power=0.75)
     run = Run(config, accelerator, model, objective, optimizer, ema, batches, validation_clips)
     if checkpoint is not None:
@@ -253,7 +254,7 @@ def train_step(run: Run, batch: Batch) -> float:
     seed = step_seed(config.seed, accelerator.process_index, run.step)
     generator = torch.Generator().manual_seed(seed)
     noise = torch.randn(target.shape, generator=generator).to(device)
-    # Choice: noise prediction cannot be sampled from t = 1, so it does not train there either.
+    # Choice: noise prediction does not train at t = 1. It cannot be sampled from there.
     latest = EPSILON_MAX_TIMESTEP if config.prediction_type == "epsilon" else 1.0
     timestep = draw_timesteps(len(target), config.noise_only_share, generator, latest).to(device)
     factor = learning_rate_factor(run.step, config)

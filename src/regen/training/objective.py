@@ -21,9 +21,9 @@ class ObjectiveConfig:
 def detail_weights(target: torch.Tensor, floor: float = 0.02) -> torch.Tensor:
     """Weight of each sample of `target` `[B, 3, F, H, W]` in [-1, 1]: `[B]`, mean 1.
 
-    It is the inverse of the sample's detail (variance within 8 x 8 patches). Choice: PSNR is a mean
-    of logarithms, so a decibel of a smooth clip counts as much as one of a busy clip; plain MSE
-    hears the busy clip alone.
+    Choice: a sample weighs the inverse of its detail (variance within 8 x 8 patches). PSNR is a
+    mean of logarithms, so a decibel of a smooth clip counts as much as one of a busy clip; plain
+    MSE hears the busy clip alone.
     """
     coarse = nn.functional.avg_pool3d(target, (1, 8, 8))
     fine = target.square().mean(dim=(1, 2, 3, 4)) - coarse.square().mean(dim=(1, 2, 3, 4))
@@ -66,7 +66,11 @@ def draw_timesteps(
     generator: torch.Generator,
     max_timestep: float = 1.0,
 ) -> torch.Tensor:
-    """Diffusion times `[B]`: `max_timestep` for a share of the samples, the rest uniform below."""
+    """Diffusion times `[B]`: `max_timestep` for a share of the samples, the rest uniform below.
+
+    Choice: half of the samples are at the timestep from which one-step decoding starts. Uniform
+    times are never there.
+    """
     uniform = torch.rand(batch_size, generator=generator).clamp_min(1e-3)
     noise_only = torch.rand(batch_size, generator=generator) < noise_only_share
     return max_timestep * torch.where(noise_only, torch.ones(batch_size), uniform)

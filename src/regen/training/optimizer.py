@@ -8,16 +8,20 @@ from regen.training.config import TrainConfig
 
 
 def learning_rate_factor(step: int, config: TrainConfig) -> float:
-    """Warm-up, plateau, linear fall to 0: the factor of the peak in iteration `step` (from 0)."""
+    """The factor of the peak in iteration `step` (from 0).
+
+    Choice: warm-up, plateau, linear fall to 0. The paper names AdamW and no schedule.
+    """
     cooldown = max(1, int(config.steps * config.cooldown_share))
     warmup = (step + 1) / max(1, config.warmup_steps)
     return min(warmup, (config.steps - step) / cooldown, 1.0)
 
 
 def make_optimizer(model: AutoencoderREGEN, config: TrainConfig) -> torch.optim.AdamW:
-    """AdamW in three groups: matrices (decayed), vectors, linear shortcuts at a tenth of the rate.
+    """AdamW in three groups: matrices (decayed), vectors, linear shortcuts.
 
     Each group carries its `scale` of the learning rate.
+    Choice: the linear shortcuts learn at a tenth of the rate. They start at their optimum.
     """
     matrices: list[nn.Parameter] = []
     vectors: list[nn.Parameter] = []
