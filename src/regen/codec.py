@@ -30,10 +30,10 @@ from regen.video import (
     VideoReader,
     VideoWriter,
     frames_to_video,
+    has_sound,
     open_video,
     video_to_frames,
 )
-from regen.video.reader import open_container
 
 Progress = Callable[[int], None]  # called with the number of frames just finished
 
@@ -480,6 +480,5 @@ def _has_many_frames(info: VideoInfo) -> bool:
 def _check_sound(path: Path) -> None:
     if not path.is_file():
         raise ValueError(f"{path}: no such file to take the sound from")
-    with open_container(path) as container:
-        if not container.streams.audio:
-            raise ValueError(f"{path}: has no sound; give another file, or leave --audio out")
+    if not has_sound(path):
+        raise ValueError(f"{path}: has no sound; give another file, or leave --audio out")

@@ -300,6 +300,12 @@ def open_container(path: Path) -> Any:
     return container
 
 
+def has_sound(path: Path) -> bool:
+    """Whether a media file has a sound track. Raises VideoError where FFmpeg cannot read it."""
+    with open_container(path) as container:
+        return bool(container.streams.audio)
+
+
 def video_stream(container: Any) -> Any | None:
     """The first video stream that is not an attached picture (cover art)."""
     cover = av.stream.Disposition.attached_pic
