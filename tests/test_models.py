@@ -220,7 +220,7 @@ def test_depthwise_convolution_tells_left_from_right() -> None:
 @pytest.mark.parametrize("num_steps", [1, 3])
 @torch.no_grad()
 def test_every_prediction_type_samples(prediction_type: str, num_steps: int) -> None:
-    model = build(prediction_type=prediction_type, linear_shortcut=prediction_type != "epsilon")
+    model = build(prediction_type=prediction_type, motion_shortcut=prediction_type != "epsilon")
     latents = torch.randn(1, 8, 2, 2, 2)
     video = decode(model, latents, num_inference_steps=num_steps)
     assert (
@@ -334,7 +334,7 @@ def test_paper_presets_have_their_size(preset: str, encoder: int, dit: int) -> N
     ("changes", "message"),
     [
         ({"prediction_type": "x0"}, "prediction_type is one of"),
-        ({"prediction_type": "epsilon"}, "linear_shortcut"),
+        ({"prediction_type": "epsilon"}, "motion_shortcut"),
         ({"temporal_compression_ratio": 16}, "compress 8x in time"),
         ({"encoder_patch_size": 4}, "4x in space"),
     ],

@@ -27,7 +27,7 @@ from regen.models.loading import load_model
 from regen.models.presets import PRESETS, tiny_8x
 from regen.training import loop
 from regen.training.config import TrainConfig, check_run_config, write_run_config
-from regen.training.linear_init import init_linear_shortcuts
+from regen.training.shortcut_init import init_shortcuts
 from regen.training.loop import train
 from regen.training.objective import (
     ObjectiveConfig,
@@ -486,7 +486,7 @@ def test_optimizer_groups(tmp_path: Path) -> None:
     assert all(p.ndim > 1 for p in groups[0]["params"])
     assert all(p.ndim == 1 for p in groups[1]["params"])
     assert {names[p].split(".")[0] for p in groups[2]["params"]} == {
-        "linear_encoder",
+        "shortcut",
         "linear_decoder",
     }
 
@@ -515,12 +515,12 @@ def test_linear_init_reports_what_the_codec_does() -> None:
     videos = videos.view(4, 8, 9, 3, 32, 32).permute(0, 1, 3, 2, 4, 5)
     chunks = list((255 * videos).round().clamp(0, 255).to(torch.uint8))
     model = AutoencoderREGEN(**TEST_PRESET)
-    error = init_linear_shortcuts(model, chunks)
+    error = init_shortcuts(model, chunks)
     chunk = to_float(torch.cat(chunks))
     times = torch.arange(9.0).expand(len(chunk), -1)
-    assert model.linear_encoder is not None and model.linear_decoder is not None
+    assert model.shortcut is not None and model.linear_decoder is not None
     with torch.no_grad():
-        latents = model.linear_encoder(chunk)
+        latents = model.shortcut(chunk)
         measured = (model.linear_decoder(latents, times) - chunk).square().mean().item()
         # The model as a whole starts there: the networks' outputs are zero.
         assert torch.equal(model.encode_chunk(chunk), latents)
@@ -532,8 +532,8 @@ def test_linear_init_reports_what_the_codec_does() -> None:
     changed = chunk.clone()
     changed[:, :, 1:] = -changed[:, :, 1:]
     with torch.no_grad():
-        others = model.linear_encoder(changed)
-        alone = model.linear_encoder(chunk[:, :, :1])
+        others = model.shortcut(changed)
+        alone = model.shortcut(chunk[:, :, :1])
     assert torch.equal(others[:, :, 0], latents[:, :, 0])  # content: frame 0 only
     assert torch.equal(alone[:, :, 0], latents[:, :, 0])
     assert not torch.allclose(others[:, :, 1], latents[:, :, 1])
@@ -544,7 +544,7 @@ def test_linear_init_of_data_with_few_directions() -> None:
     values = torch.randint(0, 256, (6, 3, 1, 1, 1), generator=torch.Generator().manual_seed(0))
     chunk = values.to(torch.uint8).expand(-1, -1, 9, 32, 32)
     model = AutoencoderREGEN(**TEST_PRESET)
-    assert init_linear_shortcuts(model, [chunk]) < 1e-3
+    assert init_shortcuts(model, [chunk]) < 1e-3
     with torch.no_grad():
         assert model.encode_chunk(to_float(chunk)).abs().max() < 10
 
@@ -619,7 +619,7 @@ def test_other_prediction_types_learn(
     model = load_model(str(config.output / "model"))
     assert model.config.prediction_type == prediction_type
     is_epsilon = prediction_type == "epsilon"
-    assert model.config.linear_shortcut is not is_epsilon
+    assert model.config.motion_shortcut is not is_epsilon
     said = "training without the preset's linear shortcuts" in capfd.readouterr().out
     assert said is is_epsilon
 

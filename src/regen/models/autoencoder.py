@@ -30,12 +30,13 @@ from regen.flow import (
 from regen.models.conditioning import LatentConditioning
 from regen.models.dit import REGENDiT
 from regen.models.encoder import REGENEncoder
-from regen.models.shortcut import PATCH, LinearDecoder, LinearEncoder
+from regen.models.motion import MOTION_CHANNELS
+from regen.models.shortcut import PATCH, LinearDecoder, MotionShortcut
 
 # Deviation of pixels about grey, and about the linear decoder's picture (measured on training
 # crops: 24 dB).
 PIXEL_DEVIATION = 0.5
-LINEAR_DEVIATION = 0.12
+SHORTCUT_DEVIATION = 0.09
 
 
 @dataclass
@@ -52,7 +53,7 @@ class AutoencoderREGEN(ModelMixin, AutoencoderMixin, ConfigMixin):
     just that) becomes one.
     `temporal_compression_ratio` is k. `encoder_*`: see `REGENEncoder`. The decoder is `num_layers`
     blocks of `num_attention_heads` x `attention_head_dim`; `attention_window` None is the paper's
-    full attention; `linear_shortcut` see `regen.models.shortcut`; `prediction_type` see
+    full attention; `motion_shortcut` see `regen.models.shortcut`; `prediction_type` see
     `regen.flow`.
 
     Raises ValueError for a configuration that cannot work.
@@ -81,7 +82,7 @@ class AutoencoderREGEN(ModelMixin, AutoencoderMixin, ConfigMixin):
         siren_width: int = 256,
         siren_num_layers: int = 3,
         siren_omega: float = 10.0,
-        linear_shortcut: bool = False,
+        motion_shortcut: bool = False,
         prediction_type: str = "sample",
     ) -> None:
         super().__init__()
@@ -89,9 +90,9 @@ class AutoencoderREGEN(ModelMixin, AutoencoderMixin, ConfigMixin):
             raise ValueError(
                 f"prediction_type is one of {', '.join(PREDICTION_TYPES)}, got {prediction_type!r}"
             )
-        if linear_shortcut and prediction_type == "epsilon":
+        if motion_shortcut and prediction_type == "epsilon":
             raise ValueError(
-                "linear_shortcut adds to the predicted video: "
+                "motion_shortcut adds to the predicted video: "
                 "use prediction_type sample or v_prediction"
             )
         temporal, spatial = 1, encoder_patch_size
@@ -129,15 +130,17 @@ class AutoencoderREGEN(ModelMixin, AutoencoderMixin, ConfigMixin):
             mlp_conv,
             attention_window,
             shared_modulation,
+            in_channels=6 if motion_shortcut else 3,
         )
-        self.linear_encoder: LinearEncoder | None = None
+        self.shortcut: MotionShortcut | None = None
         self.linear_decoder: LinearDecoder | None = None
-        if linear_shortcut:
-            self.linear_encoder = LinearEncoder(latent_channels, self.geometry.chunk_length)
+        if motion_shortcut:
+            self.shortcut = MotionShortcut(latent_channels, temporal_compression_ratio)
             self.linear_decoder = LinearDecoder(
-                latent_channels, temporal_compression_ratio, self.geometry.chunk_length
+                2 * latent_channels - MOTION_CHANNELS,
+                temporal_compression_ratio,
+                self.geometry.chunk_length,
             )
-            self.linear_encoder.requires_grad_(False)  # see LinearEncoder
             nn.init.zeros_(self.encoder.conv_out.weight)
             nn.init.zeros_(self.encoder.conv_out.bias)  # type: ignore[arg-type]
         # Choice: z_m of an image is a learned constant. The encoder makes none of one frame.
@@ -152,7 +155,7 @@ class AutoencoderREGEN(ModelMixin, AutoencoderMixin, ConfigMixin):
     def encode_chunk(self, chunk: torch.Tensor) -> torch.Tensor:
         """One chunk `[B, 3, 1 or k + 1, H, W]` -> raw latents `[B, 8, 1 or 2, h, w]` (Eq. 1)."""
         latents = self.encoder(chunk)
-        return latents if self.linear_encoder is None else latents + self.linear_encoder(chunk)
+        return latents if self.shortcut is None else latents + self.shortcut.encode(chunk)
 
     def fill_motion(self, latents: torch.Tensor) -> torch.Tensor:
         """Add the constant motion latent to an image's `[B, 8, 1, h, w]`: `[B, 8, 2, h, w]`."""
@@ -174,24 +177,43 @@ class AutoencoderREGEN(ModelMixin, AutoencoderMixin, ConfigMixin):
         chunk.
         """
         conditioning = self.conditioning(latents, frame_times)
-        linear = None if self.linear_decoder is None else self.linear_decoder(latents, frame_times)
+        prior = self._prior(latents, frame_times)
         if self.config.prediction_type != "sample":
-            output = self.dit(noisy_video, timestep, conditioning)
-            return output if linear is None else output - linear.to(output.dtype)
+            return self._network(noisy_video, prior, timestep, conditioning, -1.0)
         # Choice: a preconditioned x-prediction. The network sees x_t as far as it can be believed
         # (at t = 1 not at all: noise as strong as the conditioning is what it would have to learn
-        # to ignore), and adds to the posterior mean of a Gaussian around the linear decoder's
-        # picture. So one step is a function of the latents alone.
+        # to ignore), and adds to the posterior mean of a Gaussian around the shortcut's picture.
+        # So one step is a function of the latents alone.
         gain = posterior_gain(timestep, PIXEL_DEVIATION).view(-1, 1, 1, 1, 1)
-        output = self.dit(
-            (gain * noisy_video).to(noisy_video.dtype), timestep, conditioning
-        ).float()
-        prior, deviation = (
-            (0.0, PIXEL_DEVIATION) if linear is None else (linear.float(), LINEAR_DEVIATION)
-        )
+        output = self._network(gain * noisy_video, prior, timestep, conditioning, 1.0).float()
+        deviation = PIXEL_DEVIATION if prior is None else SHORTCUT_DEVIATION
         t = timestep.float().view(-1, 1, 1, 1, 1)
         trust = posterior_gain(timestep, deviation).view(-1, 1, 1, 1, 1)
-        return output + prior + trust * (noisy_video.float() - (1 - t) * prior)
+        left = noisy_video.float() - (0.0 if prior is None else (1 - t) * prior)
+        return output + trust * left
+
+    def _prior(self, latents: torch.Tensor, frame_times: torch.Tensor) -> torch.Tensor | None:
+        """The shortcut's picture `[B, 3, F, H, W]`, float32."""
+        if self.shortcut is None or self.linear_decoder is None:
+            return None
+        residual = self.linear_decoder(self.shortcut.codes(latents), frame_times)
+        return self.shortcut(latents, frame_times) + residual.float()
+
+    def _network(
+        self,
+        noisy_video: torch.Tensor,
+        prior: torch.Tensor | None,
+        timestep: torch.Tensor,
+        conditioning: torch.Tensor,
+        sign: float,
+    ) -> torch.Tensor:
+        """The DiT's output, plus `sign` times the shortcut's picture, which it sees too."""
+        video = noisy_video.to(self.dtype)
+        if prior is None:
+            return self.dit(video, timestep, conditioning)
+        # Choice: the network sees the shortcut's picture beside the noise. It is to mend that one.
+        output = self.dit(torch.cat([video, prior.to(video.dtype)], 1), timestep, conditioning)
+        return output.float() + sign * prior
 
     # -- the public pair ---------------------------------------------------------------------------
 
@@ -371,7 +393,7 @@ class AutoencoderREGEN(ModelMixin, AutoencoderMixin, ConfigMixin):
         """
         digest = hashlib.sha256(str(self.temporal_compression_ratio).encode())
         for name, tensor in sorted(self.state_dict().items()):
-            if name.startswith(("encoder.", "linear_encoder.", "latents_")):
+            if name.startswith(("encoder.", "shortcut.", "latents_")):
                 digest.update(f"{name}{list(tensor.shape)}".encode())
                 digest.update(tensor.detach().cpu().bfloat16().view(torch.int16).numpy().tobytes())
         return digest.hexdigest()[:16]

@@ -186,11 +186,12 @@ class REGENDiT(nn.Module):
         mlp_conv: bool,
         window: int | None,
         shared_modulation: bool,
+        in_channels: int = 3,
     ) -> None:
         super().__init__()
         self.window = window
         self.gradient_checkpointing = False
-        self.patch_embed = nn.Linear(3 * PATCH**2, dim)
+        self.patch_embed = nn.Linear(in_channels * PATCH**2, dim)
         self.time_embed = nn.Sequential(nn.Linear(256, dim), nn.SiLU(), nn.Linear(dim, dim))
         self.shared_modulation = nn.Linear(dim, 6 * dim) if shared_modulation else None
         self.blocks = nn.ModuleList(

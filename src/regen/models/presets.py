@@ -61,7 +61,7 @@ def tiny_8x() -> dict[str, Any]:
         "attention_window": 4,
         "shared_modulation": True,
         "siren_width": 96,
-        "linear_shortcut": True,
+        "motion_shortcut": True,
     }
 
 

@@ -25,7 +25,7 @@ class TrainConfig:
     preset: str = "tiny_8x"
     """Model configuration; one of regen.models.presets."""
     prediction_type: Literal["sample", "v_prediction", "epsilon"] = "sample"
-    """What the decoder predicts. epsilon trains without the linear shortcuts of a preset."""
+    """What the decoder predicts. epsilon trains without the shortcuts of a preset."""
     steps: int = 20000
     """Iterations in all."""
     video_batch_size: int = 8
@@ -39,7 +39,7 @@ class TrainConfig:
     other_tasks: float = 0.3
     """Share of interpolation and extrapolation at the last iteration; it grows linearly from 0."""
     learning_rate: float = 1e-3
-    """Peak of AdamW's learning rate; the linear shortcuts take a tenth of it."""
+    """Peak of AdamW's learning rate; the linear decoder takes a tenth of it."""
     warmup_steps: int = 200
     """Iterations of linear warm-up."""
     cooldown_share: float = 0.25

@@ -24,14 +24,14 @@ from regen.models.presets import PRESETS
 from regen.training.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
 from regen.training.config import TrainConfig, check_run_config, write_run_config
 from regen.training.export import export
-from regen.training.linear_init import init_linear_shortcuts
+from regen.training.shortcut_init import init_shortcuts
 from regen.training.objective import ObjectiveConfig, REGENObjective, draw_timesteps
 from regen.training.optimizer import learning_rate_factor, make_optimizer
 from regen.training.stopping import StopSignals, ignore_signals
 from regen.training.validation import append_record, drop_records_after, validate
 
 LOG_EVERY = 50  # iterations
-INIT_BATCHES = 40  # that the linear shortcuts are solved from
+INIT_BATCHES = 40  # that the shortcuts are solved from
 MAX_GRADIENT_NORM = 1.0
 
 
@@ -115,10 +115,10 @@ def load_clips(config: TrainConfig, accelerator: Accelerator) -> tuple[list[Clip
 def build_model(config: TrainConfig, accelerator: Accelerator) -> AutoencoderREGEN:
     """The preset with the run's prediction type, its weights drawn from the run's seed."""
     preset = PRESETS[config.preset]() | {"prediction_type": config.prediction_type}
-    if config.prediction_type == "epsilon" and preset.get("linear_shortcut"):
-        # Choice: noise prediction has no linear shortcuts. They draw a video, not noise.
-        accelerator.print("epsilon predicts noise: training without the preset's linear shortcuts")
-        preset["linear_shortcut"] = False
+    if config.prediction_type == "epsilon" and preset.get("motion_shortcut"):
+        # Choice: noise prediction has no shortcuts. They draw a video, not noise.
+        accelerator.print("epsilon predicts noise: training without the preset's shortcuts")
+        preset["motion_shortcut"] = False
     torch.manual_seed(config.seed)
     return AutoencoderREGEN(**preset)
 
@@ -140,7 +140,7 @@ def build_batches(
 
 
 def start_shortcuts(model: AutoencoderREGEN, batches: TrainingBatches) -> float:
-    """Solve the linear shortcuts from the first video batches; PSNR of that codec on them in dB."""
+    """Solve the shortcuts from the first video batches; PSNR of that codec on them in dB."""
     whole: list[torch.Tensor] = []
     for step in range(100 * INIT_BATCHES):  # one batch in five is images
         chunk = batches[step]["chunk"]
@@ -149,7 +149,7 @@ def start_shortcuts(model: AutoencoderREGEN, batches: TrainingBatches) -> float:
             whole.append(chunk)
         if step + 1 >= INIT_BATCHES and whole:
             break
-    return -10 * float(np.log10(init_linear_shortcuts(model, whole) / 4))
+    return init_shortcuts(model, whole, tqdm)
 
 
 def start_run(
@@ -165,9 +165,9 @@ def start_run(
         checkpoint, damaged = latest_checkpoint(config.output / "checkpoints")
     for path in damaged:
         accelerator.print(f"a checkpoint is damaged and was put aside: {path}")
-    if checkpoint is None and model.linear_encoder is not None:
+    if checkpoint is None and model.shortcut is not None:
         decibels = start_shortcuts(model, batches)
-        accelerator.print(f"linear shortcuts start at {decibels:.2f} dB on training crops")
+        accelerator.print(f"shortcuts start at {decibels:.2f} dB on training crops")
     settings = ObjectiveConfig(config.noise_only_share, config.detail_weighting)
     objective: torch.nn.Module = REGENObjective(model, settings)
     optimizer = make_optimizer(model, config)

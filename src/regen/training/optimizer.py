@@ -18,23 +18,26 @@ def learning_rate_factor(step: int, config: TrainConfig) -> float:
 
 
 def make_optimizer(model: AutoencoderREGEN, config: TrainConfig) -> torch.optim.AdamW:
-    """AdamW in three groups: matrices (decayed), vectors, linear shortcuts.
+    """AdamW in three groups: matrices (decayed), vectors, layers that start solved.
 
     Each group carries its `scale` of the learning rate.
-    Choice: the linear shortcuts learn at a tenth of the rate. They start at their optimum.
+    Choice: the linear decoder and the encoder's last layer learn at a tenth of the rate. They start
+    at an optimum, the latents of motion-compensated coding.
     """
     matrices: list[nn.Parameter] = []
     vectors: list[nn.Parameter] = []
-    shortcuts: list[nn.Parameter] = []
+    solved: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
-        if name.startswith(("linear_encoder", "linear_decoder")):
-            shortcuts.append(parameter)
+        if not parameter.requires_grad:
+            continue
+        if name.startswith(("linear_decoder", "encoder.conv_out")):
+            solved.append(parameter)
         else:
             (matrices if parameter.ndim > 1 else vectors).append(parameter)
     groups = [
         {"params": matrices, "weight_decay": config.weight_decay, "scale": 1.0},
         {"params": vectors, "weight_decay": 0.0, "scale": 1.0},
-        {"params": shortcuts, "weight_decay": 0.0, "scale": 0.1},
+        {"params": solved, "weight_decay": 0.0, "scale": 0.1},
     ]
     groups = [group for group in groups if group["params"]]
     return torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.95))

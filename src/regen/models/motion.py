@@ -1,0 +1,181 @@
+"""Motion of a chunk: its time basis, the warp by it, and its estimation without learned weights.
+
+A motion latent is four numbers a place (8 x 8 pixels), in places: the way from the first frame to
+the last along x and y (linear in time), then the bow of that way along x and y (a parabola). They
+say where, in the first frame, each pixel of a later frame comes from (a backward motion field).
+"""
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+
+MOTION_CHANNELS = 4
+PLACE = 8  # pixels
+
+# Choice: of the search. It covers 5 pixels a frame at k = 8, in steps that the refinement bridges.
+SEARCH_SCALE = 4  # pixels of the coarse picture that is searched
+SEARCH_RANGE, SEARCH_STEP = 40, 4  # pixels from the first frame to the last
+SEARCH_GROUP = 64  # displacements compared at once
+SEARCH_PENALTY = 8e-6  # squared error in [-1, 1] units that a pixel of displacement must gain
+NUM_SEEN = 4  # later frames that the estimation looks at
+REFINEMENTS = ((4, 4, 3), (2, 4, 3), (2, 4, 1), (1, 8, 1))  # (scale, iterations, window in places)
+MOMENTUM = 0.7
+DAMPING = 2e-4  # of the squared gradient of the picture, in [-1, 1] units per pixel
+
+
+def motion_basis(frame_times: torch.Tensor, ratio: int) -> torch.Tensor:
+    """(s, 4 s (1 - s)) for s = `frame_times` / k, `[...]` -> `[..., 2]`.
+
+    Outside the chunk the parabola goes on as its tangent: extrapolated motion keeps its speed.
+    """
+    s = frame_times.float() / ratio
+    bow = torch.where((s < 0) | (s > 1), 4 * torch.minimum(s, 1 - s), 4 * s * (1 - s))
+    return torch.stack([s, bow], dim=-1)
+
+
+def displacement(
+    motion: torch.Tensor, frame_times: torch.Tensor, ratio: int, scale: int = 1
+) -> torch.Tensor:
+    """`motion` `[B, 4, h, w]` at `frame_times` `[B, F]` -> pixels (x, y) `[B, F, 2, H, W]`.
+
+    H = 8 h / `scale`: the field of a picture that is `scale` times smaller.
+    """
+    factor = PLACE // scale
+    field = F.interpolate(motion.float() * factor, scale_factor=factor, mode="bilinear")
+    basis = motion_basis(frame_times, ratio)
+    return torch.einsum("bfj,bjdhw->bfdhw", basis, rearrange(field, "b (j d) h w -> b j d h w", d=2))
+
+
+def warp(picture: torch.Tensor, field: torch.Tensor) -> torch.Tensor:
+    """`picture` `[B, C, H, W]` seen through `field` `[B, F, 2, H, W]`: `[B, C, F, H, W]`, float32."""
+    num_frames, height, width = field.shape[1], *field.shape[-2:]
+    rows = torch.arange(height, device=field.device) + 0.5
+    columns = torch.arange(width, device=field.device) + 0.5
+    x = (field[:, :, 0] + columns) * (2 / width) - 1
+    y = (field[:, :, 1] + rows[:, None]) * (2 / height) - 1
+    # One tall grid for all frames: the picture is not copied for each.
+    grid = rearrange(torch.stack([x, y], dim=-1), "b f h w d -> b (f h) w d")
+    seen = F.grid_sample(picture.float(), grid, padding_mode="border", align_corners=False)
+    return rearrange(seen, "b c (f h) w -> b c f h w", f=num_frames)
+
+
+@torch.no_grad()
+def estimate_motion(picture: torch.Tensor, chunk: torch.Tensor) -> torch.Tensor:
+    """Motion `[B, 4, h, w]` by which `picture` `[B, 3, H, W]` best becomes the frames of `chunk`.
+
+    `chunk` `[B, 3, k + 1, H, W]` in [-1, 1]; `picture` is its first frame, as it is decoded.
+    Choice: search among straight ways, then Gauss-Newton steps from coarse to fine (Lucas & Kanade,
+    1981, with the time basis as parameters). It descends on what the decoder will do, needs no
+    training, and does the same at any size.
+    """
+    ratio = chunk.shape[2] - 1
+    wanted = torch.linspace(ratio / NUM_SEEN, ratio, NUM_SEEN, device=chunk.device)
+    wanted = wanted.ceil().unique()
+    frame_times = wanted.expand(len(chunk), -1)
+    frames = chunk[:, :, wanted.long()].float().mean(dim=1)  # grey, [B, F, H, W]
+    grey = picture.float().mean(dim=1, keepdim=True)
+    motion = _search(grey, frames, frame_times, ratio)
+    for scale, num_iterations, window in REFINEMENTS:
+        motion = _refine(motion, grey, frames, frame_times, ratio, scale, num_iterations, window)
+        if window > 1:
+            motion = _median(motion)
+    return motion
+
+
+def _shrink(pictures: torch.Tensor, scale: int) -> torch.Tensor:
+    return F.avg_pool2d(pictures, scale) if scale > 1 else pictures
+
+
+def _window_mean(maps: torch.Tensor, window: int) -> torch.Tensor:
+    """Mean over window x window places of `[B, C, h, w]`, edges repeated."""
+    if window == 1:
+        return maps
+    padding = (window // 2,) * 4
+    return F.avg_pool2d(F.pad(maps, padding, mode="replicate"), window, stride=1)
+
+
+def _median(motion: torch.Tensor) -> torch.Tensor:
+    """Median of each 3 x 3 places: drops the odd one out."""
+    padded = F.pad(motion, (1, 1, 1, 1), mode="replicate")
+    return padded.unfold(2, 3, 1).unfold(3, 3, 1).flatten(-2).median(dim=-1).values
+
+
+def _search(
+    grey: torch.Tensor, frames: torch.Tensor, frame_times: torch.Tensor, ratio: int
+) -> torch.Tensor:
+    """The best straight way of each place, by trying all; with its neighbours' help."""
+    small, targets = _shrink(grey, SEARCH_SCALE), _shrink(frames, SEARCH_SCALE)
+    batch, num_frames, height, width = targets.shape
+    ways = torch.arange(-SEARCH_RANGE, SEARCH_RANGE + 1, SEARCH_STEP, device=grey.device).float()
+    candidates = torch.cartesian_prod(ways, ways)  # [n, 2] pixels
+    basis = motion_basis(frame_times, ratio)[..., 0]  # [B, F]
+    costs = []
+    for group in candidates.split(SEARCH_GROUP):
+        field = torch.einsum("bf,nd->bnfd", basis, group / SEARCH_SCALE).flatten(1, 2)
+        field = field[..., None, None].expand(-1, -1, -1, height, width)
+        seen = warp(small, field)[:, 0].unflatten(1, (len(group), num_frames))
+        error = (seen - targets[:, None]).square().mean(dim=2)  # [B, n, H/4, W/4]
+        cost = _window_mean(F.avg_pool2d(error, PLACE // SEARCH_SCALE), 3)
+        costs.append(cost + SEARCH_PENALTY * group.norm(dim=1)[:, None, None])
+    best = torch.cat(costs, dim=1).argmin(dim=1)  # [B, h, w]
+    straight = rearrange(candidates[best], "b h w d -> b d h w") / PLACE
+    return _median(torch.cat([straight, torch.zeros_like(straight)], dim=1))
+
+
+def _pool_weighted(maps: torch.Tensor, factor: int) -> torch.Tensor:
+    """Sum of `[B, C, H, W]` under each place's share of bilinear interpolation: `[B, C, h, w]`."""
+    ramp = (torch.arange(factor, device=maps.device, dtype=maps.dtype) + 0.5) / factor
+    share = torch.cat([ramp, ramp.flip(0)]) / factor
+    count = maps.shape[1]
+    across = share.view(1, 1, 1, -1).expand(count, -1, -1, -1)
+    maps = F.conv2d(maps, across, stride=(1, factor), padding=(0, factor // 2), groups=count)
+    down = across.transpose(2, 3)
+    return F.conv2d(maps, down, stride=(factor, 1), padding=(factor // 2, 0), groups=count)
+
+
+def _refine(
+    motion: torch.Tensor,
+    grey: torch.Tensor,
+    frames: torch.Tensor,
+    frame_times: torch.Tensor,
+    ratio: int,
+    scale: int,
+    num_iterations: int,
+    window: int,
+) -> torch.Tensor:
+    """Gauss-Newton with momentum; each place's 4 x 4 block bounds the whole Hessian.
+
+    The bound (Jensen: bilinear shares sum to 1) makes a step of length 1 safe without a search.
+    """
+    factor = PLACE // scale
+    picture, targets = _shrink(grey, scale), _shrink(frames, scale)
+    padded = F.pad(picture, (1, 1, 1, 1), mode="replicate")
+    slope_x = (padded[:, :, 1:-1, 2:] - padded[:, :, 1:-1, :-2]) / 2
+    slope_y = (padded[:, :, 2:, 1:-1] - padded[:, :, :-2, 1:-1]) / 2
+    stack = torch.cat([picture, slope_x, slope_y], dim=1)
+    basis = motion_basis(frame_times, ratio)  # [B, F, 2]
+    pairs = torch.einsum("bfj,bfk->bjkf", basis, basis)
+    identity = torch.eye(MOTION_CHANNELS, device=motion.device)
+    velocity = torch.zeros_like(motion)
+    for _ in range(num_iterations):
+        ahead = motion + MOMENTUM * velocity
+        seen = warp(stack, displacement(ahead, frame_times, ratio, scale))  # [B, 3, F, H, W]
+        error, slopes = targets - seen[:, 0], seen[:, 1:]
+        squares = torch.stack([slopes[:, 0] ** 2, slopes[:, 0] * slopes[:, 1], slopes[:, 1] ** 2], 1)
+        hessian = torch.einsum("bjkf,bsfhw->bjkshw", pairs, squares)
+        gradient = torch.einsum("bfj,bdfhw->bjdhw", basis, slopes * error[:, None])
+        unique = torch.cat(
+            [hessian[:, 0, 0], hessian[:, 0, 1], hessian[:, 1, 1], gradient.flatten(1, 2)], dim=1
+        )
+        pooled = _window_mean(_pool_weighted(unique, factor), window) / targets.shape[1]
+        pooled = rearrange(pooled, "b c h w -> b h w c")
+        xx, xy, yy = pooled[..., 0:9:3], pooled[..., 1:9:3], pooled[..., 2:9:3]  # (jk) each
+        blocks = torch.stack([torch.stack([xx, xy], -1), torch.stack([xy, yy], -1)], -2)
+        upper = torch.cat([blocks[..., 0, :, :], blocks[..., 1, :, :]], dim=-1)
+        lower = torch.cat([blocks[..., 1, :, :], blocks[..., 2, :, :]], dim=-1)
+        matrix = torch.cat([upper, lower], dim=-2) + DAMPING * identity
+        step = torch.linalg.solve(matrix, pooled[..., 9:])  # pixels of the smaller picture
+        step = rearrange(step.clamp(-2, 2), "b h w c -> b c h w") / factor
+        velocity = ahead + step - motion
+        motion = motion + velocity
+    return motion
