@@ -12,7 +12,8 @@ from einops import rearrange
 MOTION_CHANNELS = 4
 PLACE = 8  # pixels
 
-# Choice: of the search. It covers 5 pixels a frame at k = 8, in steps that the refinement bridges.
+# Choice: motion is searched up to 5 pixels a frame at k = 8, along x and along y. Search costs as
+# the square of its range.
 SEARCH_SCALE = 4  # pixels of the coarse picture that is searched
 SEARCH_RANGE, SEARCH_STEP = 40, 4  # pixels from the first frame to the last
 SEARCH_GROUP = 64  # displacements compared at once
@@ -43,11 +44,13 @@ def displacement(
     factor = PLACE // scale
     field = F.interpolate(motion.float() * factor, scale_factor=factor, mode="bilinear")
     basis = motion_basis(frame_times, ratio)
-    return torch.einsum("bfj,bjdhw->bfdhw", basis, rearrange(field, "b (j d) h w -> b j d h w", d=2))
+    return torch.einsum(
+        "bfj,bjdhw->bfdhw", basis, rearrange(field, "b (j d) h w -> b j d h w", d=2)
+    )
 
 
 def warp(picture: torch.Tensor, field: torch.Tensor) -> torch.Tensor:
-    """`picture` `[B, C, H, W]` seen through `field` `[B, F, 2, H, W]`: `[B, C, F, H, W]`, float32."""
+    """`picture` `[B, C, H, W]` through `field` `[B, F, 2, H, W]`: `[B, C, F, H, W]`, float32."""
     num_frames, height, width = field.shape[1], *field.shape[-2:]
     rows = torch.arange(height, device=field.device) + 0.5
     columns = torch.arange(width, device=field.device) + 0.5
@@ -64,9 +67,9 @@ def estimate_motion(picture: torch.Tensor, chunk: torch.Tensor) -> torch.Tensor:
     """Motion `[B, 4, h, w]` by which `picture` `[B, 3, H, W]` best becomes the frames of `chunk`.
 
     `chunk` `[B, 3, k + 1, H, W]` in [-1, 1]; `picture` is its first frame, as it is decoded.
-    Choice: search among straight ways, then Gauss-Newton steps from coarse to fine (Lucas & Kanade,
-    1981, with the time basis as parameters). It descends on what the decoder will do, needs no
-    training, and does the same at any size.
+    Choice: motion is estimated by search among straight ways, then by Gauss-Newton steps, coarse to
+    fine (Lucas & Kanade, 1981). It descends on what the decoder will do, needs no training, and
+    does the same at any size; a network is slow to learn it from nothing.
     """
     ratio = chunk.shape[2] - 1
     wanted = torch.linspace(ratio / NUM_SEEN, ratio, NUM_SEEN, device=chunk.device)
@@ -105,7 +108,7 @@ def _search(
 ) -> torch.Tensor:
     """The best straight way of each place, by trying all; with its neighbours' help."""
     small, targets = _shrink(grey, SEARCH_SCALE), _shrink(frames, SEARCH_SCALE)
-    batch, num_frames, height, width = targets.shape
+    num_frames, height, width = targets.shape[1:]
     ways = torch.arange(-SEARCH_RANGE, SEARCH_RANGE + 1, SEARCH_STEP, device=grey.device).float()
     candidates = torch.cartesian_prod(ways, ways)  # [n, 2] pixels
     basis = motion_basis(frame_times, ratio)[..., 0]  # [B, F]
@@ -161,7 +164,9 @@ def _refine(
         ahead = motion + MOMENTUM * velocity
         seen = warp(stack, displacement(ahead, frame_times, ratio, scale))  # [B, 3, F, H, W]
         error, slopes = targets - seen[:, 0], seen[:, 1:]
-        squares = torch.stack([slopes[:, 0] ** 2, slopes[:, 0] * slopes[:, 1], slopes[:, 1] ** 2], 1)
+        squares = torch.stack(
+            [slopes[:, 0] ** 2, slopes[:, 0] * slopes[:, 1], slopes[:, 1] ** 2], 1
+        )
         hessian = torch.einsum("bjkf,bsfhw->bjkshw", pairs, squares)
         gradient = torch.einsum("bfj,bdfhw->bjdhw", basis, slopes * error[:, None])
         unique = torch.cat(

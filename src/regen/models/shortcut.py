@@ -1,10 +1,12 @@
 """Shortcuts around encoder and decoder: motion-compensated linear coding, where the model starts.
 
-Choice (the paper has none; DC-AE's residual autoencoding is the idea): what classical coding can
-do, it does from the first step, and the networks learn the rest. The first frame is coded linearly,
-each later frame is that picture warped by four motion numbers a place (`regen.models.motion`), and
-a linear code says what is left. Measured on held-out sources, 16 values a place: linear coding
-28.6 dB, this 30.5 dB (docs/log.md). `regen.training.shortcut_init` solves for the linear parts.
+The first frame is coded linearly, each later frame is that picture warped by four motion numbers a
+place (`regen.models.motion`), and a linear code says what is left. `regen.training.shortcut_init`
+solves for the linear parts.
+
+Choice: the tiny presets have shortcuts around encoder and decoder. The paper has none; the idea is
+DC-AE's residual autoencoding. What classical coding can do, the model does from the first step, and
+the networks learn the rest.
 """
 
 import math
@@ -45,9 +47,17 @@ class MotionShortcut(nn.Module):
     """The fixed half: chunk -> raw latents, and raw latents -> the warped first frame.
 
     z_c: `latent_channels` linear codes of frame 0. z_m: 4 of motion, then more codes of frame 0
-    (its detail), then RESIDUAL_CHANNELS of what the warp leaves. Choice: fixed once solved, because
-    the motion is estimated against its picture, and because its hundreds of inputs move together,
-    so that a step of Adam, as large for each weight, would throw the latents about.
+    (its detail), then RESIDUAL_CHANNELS of what the warp leaves.
+
+    Choice: z_m also carries detail of frame 0. Four motion numbers and one of what they leave are
+    worth more than eight of the latter, and the rest is best spent on the picture that is warped.
+
+    Choice: the shortcuts' encoder stays fixed once solved. The motion is estimated against its
+    picture; and its hundreds of inputs move together, so that a step of Adam, which is as large for
+    each weight, would throw the latents about.
+
+    Choice: a motion latent is asinh of pixels / 2. Motions are mostly small and sometimes huge; so
+    they have about unit deviation, and rounding costs small ones little.
     """
 
     def __init__(self, latent_channels: int, ratio: int) -> None:
@@ -56,7 +66,9 @@ class MotionShortcut(nn.Module):
         self.num_details = latent_channels - MOTION_CHANNELS - RESIDUAL_CHANNELS
         if self.num_details < 1:
             least = MOTION_CHANNELS + RESIDUAL_CHANNELS + 1
-            raise ValueError(f"motion_shortcut takes {least} channels, got {latent_channels}")
+            raise ValueError(
+                f"motion_shortcut takes at least {least} latent_channels, got {latent_channels}"
+            )
         values, codes = 3 * PATCH**2, latent_channels + self.num_details
         self.content = nn.Conv2d(values, codes, 1)
         self.picture = nn.Conv2d(codes, values, 3)
@@ -67,7 +79,7 @@ class MotionShortcut(nn.Module):
         """`[B, 3, 1 or k + 1, H, W]` in [-1, 1] -> raw latents `[B, 8, 1 or 2, h, w]`."""
         dtype, chunk = chunk.dtype, chunk.float()
         with torch.autocast(chunk.device.type, enabled=False):
-            codes = self._apply(self.content, to_patches(chunk[:, :, :1]))
+            codes = self._convolve(self.content, to_patches(chunk[:, :, :1]))
             content, details = codes[:, : -self.num_details], codes[:, -self.num_details :]
             if chunk.shape[2] == 1:
                 return content[:, :, None].to(dtype)
@@ -76,7 +88,7 @@ class MotionShortcut(nn.Module):
             motion = torch.asinh(pixels / MOTION_UNIT).clamp(-MAX_MOTION, MAX_MOTION)
             times = torch.arange(1, self.ratio + 1, device=chunk.device).expand(len(chunk), -1)
             seen = self._warp(picture, motion, times)
-            residual = self._apply(self.residual, to_patches(chunk[:, :, 1:] - seen))
+            residual = self._convolve(self.residual, to_patches(chunk[:, :, 1:] - seen))
             moving = torch.cat([motion, details, residual], dim=1)
             return torch.stack([content, moving], dim=2).to(dtype)
 
@@ -94,13 +106,13 @@ class MotionShortcut(nn.Module):
             picture = self._draw(self.codes(latents)[:, :-RESIDUAL_CHANNELS])
             return self._warp(picture, latents[:, :MOTION_CHANNELS, 1], frame_times)
 
-    def _apply(self, conv: nn.Conv2d, planes: torch.Tensor) -> torch.Tensor:
-        """`conv` in float32, whatever the model's dtype: the latents are as exact as they can be."""
+    def _convolve(self, conv: nn.Conv2d, planes: torch.Tensor) -> torch.Tensor:
+        """`conv` in float32, whatever the model's dtype."""
         bias = None if conv.bias is None else conv.bias.float()
         return nn.functional.conv2d(planes, conv.weight.float(), bias)
 
     def _draw(self, codes: torch.Tensor) -> torch.Tensor:
-        patches = self._apply(self.picture, repeat_edges(codes))
+        patches = self._convolve(self.picture, repeat_edges(codes))
         return rearrange(patches, "b (c p q) h w -> b c (h p) (w q)", p=PATCH, q=PATCH)
 
     def _warp(

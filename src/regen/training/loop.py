@@ -24,9 +24,9 @@ from regen.models.presets import PRESETS
 from regen.training.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
 from regen.training.config import TrainConfig, check_run_config, write_run_config
 from regen.training.export import export
-from regen.training.shortcut_init import init_shortcuts
 from regen.training.objective import ObjectiveConfig, REGENObjective, draw_timesteps
 from regen.training.optimizer import learning_rate_factor, make_optimizer
+from regen.training.shortcut_init import init_shortcuts
 from regen.training.stopping import StopSignals, ignore_signals
 from regen.training.validation import append_record, drop_records_after, validate
 

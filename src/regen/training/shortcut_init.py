@@ -2,8 +2,7 @@
 
 Encoder: principal components of the first frame, whitened; then of what the warp leaves of the
 others. Decoder: least squares from each 3 x 3 neighbourhood of codes. All of it follows from second
-moments, summed over batches: memory does not grow with their number. Choice; see
-`regen.models.shortcut`.
+moments, summed over batches: memory does not grow with their number.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -75,7 +74,9 @@ def _set(conv: nn.Conv2d, weight: torch.Tensor, bias: torch.Tensor) -> None:
 
 def _set_synthesis(conv: nn.Conv2d, solution: torch.Tensor) -> None:
     """`solution` `[9 n + 1, e]` as a 3 x 3 convolution."""
-    _set(conv, rearrange(solution[:-1], "(c y x) d -> d c y x", y=3, x=3).contiguous(), solution[-1])
+    _set(
+        conv, rearrange(solution[:-1], "(c y x) d -> d c y x", y=3, x=3).contiguous(), solution[-1]
+    )
 
 
 def _set_decoder(decoder: LinearDecoder, solution: torch.Tensor) -> None:
@@ -120,7 +121,6 @@ def init_shortcuts(
 
     times = torch.arange(length, dtype=torch.float32)
     latents: list[torch.Tensor] = []  # without the residual codes, which are still to be found
-    left: torch.Tensor | float = 0.0
 
     def later_rows() -> Iterable[torch.Tensor]:
         for chunk in progress(chunks):
@@ -132,7 +132,7 @@ def init_shortcuts(
     _set(shortcut.residual, *_components(later_rows(), shortcut.residual.out_channels))
 
     def residuals() -> Iterable[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
-        """(root of the weights, neighbourhoods of all codes, what the warp leaves) of each batch."""
+        """Of each batch: root of the weights, neighbourhoods of codes, what the warp leaves."""
         for chunk, raw in zip(chunks, latents, strict=True):
             video = to_float(chunk)
             residual = video - shortcut(raw, times.expand(len(video), -1))
@@ -140,7 +140,9 @@ def init_shortcuts(
             codes = torch.cat([shortcut.codes(raw)[:, : -later.shape[1]], later], dim=1)
             yield _weights(video), _neighbourhoods(codes), _rows(to_patches(residual))
 
-    solution = _least_squares((weights * features, weights * rows) for weights, features, rows in residuals())
+    solution = _least_squares(
+        (weights * features, weights * rows) for weights, features, rows in residuals()
+    )
     _set_decoder(decoder, solution)
     decibels = []
     for chunk, (_, features, rows) in zip(chunks, residuals(), strict=True):

@@ -1,0 +1,120 @@
+"""Motion latents: the warp, its time basis, and an estimation that finds what was put in."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from regen.models.motion import displacement, estimate_motion, motion_basis, warp
+from regen.models.shortcut import MotionShortcut
+
+
+def smooth_picture(size: int, seed: int = 0) -> torch.Tensor:
+    """`[1, 3, size, size]` in [-1, 1], details of about 6 pixels."""
+    coarse = torch.rand(1, 3, size // 6, size // 6, generator=torch.Generator().manual_seed(seed))
+    return F.interpolate(2 * coarse - 1, (size, size), mode="bicubic").clamp(-1, 1)
+
+
+def moved(
+    picture: torch.Tensor, way: tuple[float, float], bow: tuple[float, float]
+) -> torch.Tensor:
+    """9 frames `[1, 3, 9, H, W]`: `way` pixels (x, y) to the last frame, `bow` at half time."""
+    basis = motion_basis(torch.arange(9.0), 8)  # [9, 2]
+    pixels = basis @ torch.tensor([way, bow])  # [9, 2]
+    field = pixels[None, :, :, None, None].expand(-1, -1, -1, *picture.shape[-2:])
+    return warp(picture, field)
+
+
+def test_no_motion_is_the_picture_itself() -> None:
+    picture = smooth_picture(48)
+    field = displacement(torch.zeros(1, 4, 6, 6), torch.tensor([[0.0, 3.5]]), 8)
+    assert torch.allclose(
+        warp(picture, field), picture[:, :, None].expand(-1, -1, 2, -1, -1), atol=1e-5
+    )
+
+
+def test_whole_pixels_are_a_shift() -> None:
+    picture = smooth_picture(48)
+    motion = torch.zeros(1, 4, 6, 6)
+    motion[:, 0], motion[:, 1] = 0.5, -0.25  # places: 4 pixels right, 2 up
+    seen = warp(picture, displacement(motion, torch.tensor([[8.0]]), 8))[:, :, 0]
+    assert torch.allclose(seen[..., 2:, :-4], picture[..., :-2, 4:], atol=1e-5)
+
+
+def test_basis() -> None:
+    """Still at time 0, whole way at k, the bow only between; outside the speed goes on."""
+    times = torch.tensor([0.0, 4.0, 8.0])
+    assert motion_basis(times, 8).tolist() == [[0.0, 0.0], [0.5, 1.0], [1.0, 0.0]]
+    times = torch.linspace(-8, 16, 2401)  # 0.01 frames apart
+    values = motion_basis(times, 8)
+    slope = (values[1:] - values[:-1]) / 0.01
+    assert slope.diff(dim=0).abs().max() < 2e-3  # no kink; float32 differences are good to 1e-3
+    outside = (times[:-2] < -0.02) | (times[:-2] > 8.02)
+    assert slope.diff(dim=0)[outside].abs().max() < 1e-3
+
+
+@pytest.mark.parametrize("way", [(0.0, 0.0), (5.5, -3.25), (-14.0, 9.0), (24.0, 20.0)])
+def test_estimation_finds_a_straight_way(way: tuple[float, float]) -> None:
+    picture = smooth_picture(96)
+    motion = 8 * estimate_motion(picture, moved(picture, way, (0.0, 0.0)))
+    middle = motion[0, :, 4:8, 4:8].flatten(1)  # the edges see what the picture does not hold
+    expected = torch.tensor([*way, 0.0, 0.0])[:, None]
+    assert (middle - expected).abs().max() < 0.1, middle.mean(dim=1)  # measured: 0.03
+
+
+def test_estimation_finds_a_bow() -> None:
+    picture = smooth_picture(96)
+    motion = 8 * estimate_motion(picture, moved(picture, (10.0, 0.0), (-1.5, 2.0)))
+    middle = motion[0, :, 4:8, 4:8].flatten(1).mean(dim=1)
+    assert (middle - torch.tensor([10.0, 0.0, -1.5, 2.0])).abs().max() < 0.1
+
+
+def test_estimation_mends_the_picture() -> None:
+    """A rotation, which no single way describes: what is left after the warp is far smaller."""
+    picture, frames = smooth_picture(96), []
+    for index in range(9):
+        angle = torch.tensor(0.02 * index)
+        turn = torch.tensor([[angle.cos(), -angle.sin(), 0], [angle.sin(), angle.cos(), 0]])
+        grid = F.affine_grid(turn[None], [1, 3, 96, 96], align_corners=False)
+        frames.append(F.grid_sample(picture, grid, padding_mode="border", align_corners=False))
+    chunk = torch.stack(frames, dim=2)
+    motion = estimate_motion(picture, chunk)
+    seen = warp(picture, displacement(motion, torch.arange(9.0)[None], 8))
+    inside = (..., slice(8, -8), slice(8, -8))
+    before = (picture[:, :, None] - chunk)[inside].square().mean()
+    assert (seen - chunk)[inside].square().mean() < before / 100
+
+
+@pytest.mark.parametrize("size", [(8, 8), (8, 40), (104, 8)])
+@pytest.mark.parametrize("ratio", [1, 2, 4, 32])
+def test_any_size_and_length(size: tuple[int, int], ratio: int) -> None:
+    chunk = torch.rand(2, 3, ratio + 1, *size) * 2 - 1
+    motion = estimate_motion(chunk[:, :, 0], chunk)
+    assert motion.shape == (2, 4, size[0] // 8, size[1] // 8) and motion.isfinite().all()
+
+
+def test_flat_pictures_do_not_move() -> None:
+    chunk = torch.linspace(-1, 1, 9).view(1, 1, 9, 1, 1).expand(1, 3, 9, 32, 32)
+    assert estimate_motion(chunk[:, :, 0], chunk).abs().max() < 1e-3
+
+
+def test_batch_does_not_matter() -> None:
+    chunks = torch.cat(
+        [moved(smooth_picture(48, seed), (3.0, seed), (0.0, 1.0)) for seed in (0, 1)]
+    )
+    both = estimate_motion(chunks[:, :, 0], chunks)
+    alone = estimate_motion(chunks[1:, :, 0], chunks[1:])
+    assert torch.allclose(both[1:], alone, atol=1e-4)
+
+
+def test_gradients_reach_motion_and_codes() -> None:
+    shortcut = MotionShortcut(8, 8)
+    latents = torch.randn(1, 8, 2, 4, 4, requires_grad=True)
+    shortcut(latents, torch.tensor([[5.0]])).square().mean().backward()
+    assert latents.grad is not None
+    reached = latents.grad.abs().sum(dim=(0, 3, 4)) > 0  # [8, 2]
+    assert reached[:, 0].all() and reached[:7, 1].all() and not reached[7, 1]  # not the residual
+
+
+def test_too_few_channels() -> None:
+    with pytest.raises(ValueError, match="at least 6 latent_channels, got 5"):
+        MotionShortcut(5, 8)
