@@ -63,7 +63,7 @@ def test_every_embedded_model_is_whole(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
     for folder in folders:
-        for file in ("config.json", "diffusion_pytorch_model.safetensors"):
+        for file in ("config.json", "diffusion_pytorch_model.safetensors", "README.md"):
             assert f"regen/weights/{folder.name}/{file}" in names
 
 
