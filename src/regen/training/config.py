@@ -18,8 +18,7 @@ class TrainConfig:
     """Train an embedder on folders of clips and photos. The same command again goes on."""
 
     data: tuple[Path, ...]
-    """Folders of clips and photos (MP4, MOV, MKV, WebM, GIF, PNG, JPEG, ...), searched to the
-    bottom."""
+    """Folders of clips and photos (MP4, MOV, WebM, GIF, PNG, JPEG, ...), searched to the bottom."""
     output: Path
     """Folder of the run: checkpoints, TensorBoard log, sample sheets, and at the end the model."""
     preset: str = "tiny_8x"
@@ -55,8 +54,7 @@ class TrainConfig:
     mixed_precision: Literal["no", "bf16"] = "bf16"
     """Precision of the matrix products."""
     compile: bool = False
-    """Compile the training step with torch.compile: slower to start (minutes on a CPU), then
-    faster."""
+    """Compile the training step: slower to start (minutes on a CPU), then faster."""
     seed: int = 0
     """Everything random follows from it."""
     cache: Path | None = None
