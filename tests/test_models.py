@@ -286,9 +286,9 @@ def test_gradient_checkpointing_changes_nothing_but_memory() -> None:
         if enabled:
             model.enable_gradient_checkpointing()
         latents = model.encode_chunk(random_video(9, 32, 32))
-        output = model.predict(
-            random_video(2, 32, 32), torch.ones(1), latents, torch.tensor([[0.0, 3.0]])
-        )
+        times = torch.tensor([[0.0, 3.0]])
+        prior = model.predict_shortcut(latents, times)
+        output = model.predict(random_video(2, 32, 32), torch.ones(1), latents, times, prior)
         output.square().mean().backward()
         gradients.append(
             torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])

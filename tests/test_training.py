@@ -431,12 +431,28 @@ def test_the_loss_is_weighted_mse() -> None:
     with torch.no_grad():
         latents = model.encode_chunk(chunk)
         noisy = (1 - timestep.view(3, 1, 1, 1, 1)) * target + timestep.view(3, 1, 1, 1, 1) * noise
-        output = model.predict(noisy, timestep, latents, times)
+        prior = model.predict_shortcut(latents, times)
+        output = model.predict(noisy, timestep, latents, times, prior)
         expected = torch.stack([(o - t).pow(2).mean() for o, t in zip(output, target, strict=True)])
         plain = REGENObjective(model, ObjectiveConfig(detail_weighting=False))(*arguments)
         weighted = REGENObjective(model, ObjectiveConfig(detail_weighting=True))(*arguments)
     assert torch.allclose(plain, expected, rtol=1e-5)
-    assert torch.allclose(weighted, expected * detail_weights(target), rtol=1e-5)
+    of_shortcut = (prior - target).pow(2).mean((1, 2, 3, 4))
+    weights = 1 / (of_shortcut + 1e-4)
+    assert torch.allclose(weighted, expected * weights / weights.mean(), rtol=1e-5)
+
+
+def test_a_model_without_shortcuts_weighs_by_detail() -> None:
+    torch.manual_seed(0)
+    model = AutoencoderREGEN(**(TEST_PRESET | {"motion_shortcut": False}))
+    chunk = torch.rand(2, 3, 9, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    arguments = (chunk, chunk, torch.arange(9.0).expand(2, -1), torch.zeros_like(chunk))
+    with torch.no_grad():
+        plain, weighted = (
+            REGENObjective(model, ObjectiveConfig(detail_weighting=on))(*arguments, torch.ones(2))
+            for on in (False, True)
+        )
+    assert torch.allclose(weighted, plain * detail_weights(chunk), rtol=1e-5)
 
 
 def test_detail_weights() -> None:
@@ -536,7 +552,8 @@ def test_shortcut_init_reports_what_the_codec_does() -> None:
         latents = model.shortcut.encode(chunk)
         # The model as a whole starts there: the networks' outputs are zero.
         assert torch.equal(model.encode_chunk(chunk), latents)
-        one_step = model.predict(torch.randn(chunk.shape), torch.ones(len(chunk)), latents, times)
+        prior, noise = model.predict_shortcut(latents, times), torch.randn(chunk.shape)
+        one_step = model.predict(noise, torch.ones(len(chunk)), latents, times, prior)
     errors = (one_step - chunk).square().mean((1, 2, 3, 4))
     measured = (-10 * torch.log10(errors / 4)).mean().item()
     assert measured == pytest.approx(decibels, abs=0.01)

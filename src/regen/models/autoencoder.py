@@ -169,30 +169,38 @@ class AutoencoderREGEN(ModelMixin, AutoencoderMixin, ConfigMixin):
         timestep: torch.Tensor,
         latents: torch.Tensor,
         frame_times: torch.Tensor,
+        prior: torch.Tensor | None,
     ) -> torch.Tensor:
         """The network: x_t and raw latents `[B, 8, 2, h, w]` -> prediction `[B, 3, F, H, W]`.
 
         Sec. 3.2. `timestep` `[B]` in [0, 1]; `frame_times` `[B, F]` in frames from the start of the
-        chunk.
+        chunk; `prior` is `predict_shortcut`'s video of the same latents and times.
         """
         conditioning = self.conditioning(latents, frame_times)
-        prior = self._prior(latents, frame_times)
         if self.config.prediction_type != "sample":
-            return self._network(noisy_video, prior, timestep, conditioning, -1.0)
+            output = self._network(noisy_video, prior, timestep, conditioning)
+            return output if prior is None else output - prior
         # Choice: a preconditioned x-prediction. The network sees x_t as far as it can be believed
         # (at t = 1 not at all: noise as strong as the conditioning is what it would have to learn
         # to ignore), and adds to the posterior mean of a Gaussian around the shortcut's picture.
         # So one step is a function of the latents alone.
         gain = posterior_gain(timestep, PIXEL_DEVIATION).view(-1, 1, 1, 1, 1)
-        output = self._network(gain * noisy_video, prior, timestep, conditioning, 1.0).float()
+        output = self._network(gain * noisy_video, prior, timestep, conditioning).float()
         deviation = PIXEL_DEVIATION if prior is None else SHORTCUT_DEVIATION
+        mean = torch.zeros_like(output) if prior is None else prior
         t = timestep.float().view(-1, 1, 1, 1, 1)
         trust = posterior_gain(timestep, deviation).view(-1, 1, 1, 1, 1)
-        left = noisy_video.float() - (0.0 if prior is None else (1 - t) * prior)
-        return output + trust * left
+        # What the Gaussian leaves open has variance deviation^2 (1 - trust (1 - t)).
+        scale = deviation * (1 - trust * (1 - t)).clamp_min(0).sqrt()
+        return mean + trust * (noisy_video.float() - (1 - t) * mean) + scale * output
 
-    def _prior(self, latents: torch.Tensor, frame_times: torch.Tensor) -> torch.Tensor | None:
-        """The shortcut's picture `[B, 3, F, H, W]`, float32."""
+    def predict_shortcut(
+        self, latents: torch.Tensor, frame_times: torch.Tensor
+    ) -> torch.Tensor | None:
+        """The shortcut's video `[B, 3, F, H, W]`, float32, from raw latents `[B, 8, 2, h, w]`.
+
+        None in a model without. `frame_times` `[B, F]` in frames from the start of the chunk.
+        """
         if self.shortcut is None or self.linear_decoder is None:
             return None
         residual = self.linear_decoder(self.shortcut.codes(latents), frame_times)
@@ -204,15 +212,12 @@ class AutoencoderREGEN(ModelMixin, AutoencoderMixin, ConfigMixin):
         prior: torch.Tensor | None,
         timestep: torch.Tensor,
         conditioning: torch.Tensor,
-        sign: float,
     ) -> torch.Tensor:
-        """The DiT's output, plus `sign` times the shortcut's picture, which it sees too."""
         video = noisy_video.to(self.dtype)
         if prior is None:
             return self.dit(video, timestep, conditioning)
         # Choice: the network sees the shortcut's picture beside the noise. It is to mend that one.
-        output = self.dit(torch.cat([video, prior.to(video.dtype)], 1), timestep, conditioning)
-        return output.float() + sign * prior
+        return self.dit(torch.cat([video, prior.to(video.dtype)], 1), timestep, conditioning)
 
     # -- the public pair ---------------------------------------------------------------------------
 
@@ -312,9 +317,11 @@ class AutoencoderREGEN(ModelMixin, AutoencoderMixin, ConfigMixin):
             shape, generator=generator, device=raw_latents.device, dtype=torch.float32
         )
         prediction_type = self.config.prediction_type
+        prior = self.predict_shortcut(raw_latents, frame_times)
 
         def denoise(noisy: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
-            output = self.predict(noisy.to(self.dtype), timestep, raw_latents, frame_times)
+            video = noisy.to(self.dtype)
+            output = self.predict(video, timestep, raw_latents, frame_times, prior)
             return predicted_sample(output, noisy, timestep, prediction_type)
 
         start = EPSILON_MAX_TIMESTEP if prediction_type == "epsilon" else 1.0

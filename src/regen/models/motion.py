@@ -18,10 +18,10 @@ SEARCH_SCALE = 4  # pixels of the coarse picture that is searched
 SEARCH_RANGE, SEARCH_STEP = 40, 4  # pixels from the first frame to the last
 SEARCH_GROUP = 64  # displacements compared at once
 SEARCH_PENALTY = 8e-6  # squared error in [-1, 1] units that a pixel of displacement must gain
-NUM_SEEN = 4  # later frames that the estimation looks at
-REFINEMENTS = ((4, 4, 3), (2, 4, 3), (2, 4, 1), (1, 8, 1))  # (scale, iterations, window in places)
+NUM_SEEN = 4  # later frames that the estimation looks at, besides the second
+REFINEMENTS = ((4, 4, 3), (2, 4, 3), (2, 4, 1), (1, 10, 1))  # (scale, iterations, window in places)
 MOMENTUM = 0.7
-DAMPING = 2e-4  # of the squared gradient of the picture, in [-1, 1] units per pixel
+DAMPING = 5e-5  # of the squared gradient of the picture, in [-1, 1] units per pixel
 
 
 def motion_basis(frame_times: torch.Tensor, ratio: int) -> torch.Tensor:
@@ -73,7 +73,7 @@ def estimate_motion(picture: torch.Tensor, chunk: torch.Tensor) -> torch.Tensor:
     """
     ratio = chunk.shape[2] - 1
     wanted = torch.linspace(ratio / NUM_SEEN, ratio, NUM_SEEN, device=chunk.device)
-    wanted = wanted.ceil().unique()
+    wanted = torch.cat([wanted.new_ones(1), wanted.ceil()]).unique()
     frame_times = wanted.expand(len(chunk), -1)
     frames = chunk[:, :, wanted.long()].float().mean(dim=1)  # grey, [B, F, H, W]
     grey = picture.float().mean(dim=1, keepdim=True)

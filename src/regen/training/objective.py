@@ -31,6 +31,16 @@ def detail_weights(target: torch.Tensor, floor: float = 0.02) -> torch.Tensor:
     return weights / weights.mean()
 
 
+def error_weights(prior: torch.Tensor, target: torch.Tensor, floor: float = 1e-4) -> torch.Tensor:
+    """Weight of each sample: the inverse of the squared error of `prior`, `[B]`, mean 1.
+
+    Choice: a model with shortcuts weighs samples by the inverse of the shortcuts' error. It is what
+    a mean of decibels does near the start; plain MSE hears the worst clip alone.
+    """
+    weights = 1 / ((prior.detach() - target).square().mean(dim=(1, 2, 3, 4)) + floor)
+    return weights / weights.mean()
+
+
 class REGENObjective(nn.Module):
     """Loss of one batch: encode the chunk, noise the targets, predict, compare (Sec. 3.2)."""
 
@@ -54,10 +64,14 @@ class REGENObjective(nn.Module):
         prediction_type = self.model.config.prediction_type
         latents = self.model.fill_motion(self.model.encode_chunk(chunk))  # [B, 8, 2, h, w]
         noisy = add_noise(target, noise, timestep)
-        output = self.model.predict(noisy, timestep, latents, frame_times)
+        prior = self.model.predict_shortcut(latents, frame_times)
+        output = self.model.predict(noisy, timestep, latents, frame_times, prior)
         error = output.float() - training_target(target, noise, prediction_type)
         losses = error.square().mean(dim=(1, 2, 3, 4))
-        return losses * detail_weights(target) if self.config.detail_weighting else losses
+        if not self.config.detail_weighting:
+            return losses
+        weights = detail_weights(target) if prior is None else error_weights(prior, target)
+        return losses * weights
 
 
 def draw_timesteps(
