@@ -12,14 +12,15 @@ from einops import rearrange
 MOTION_CHANNELS = 4
 PLACE = 8  # pixels
 
-# Choice: motion is searched up to 5 pixels a frame at k = 8, along x and along y. Search costs as
+# Choice: motion is searched up to 12 pixels a frame at k = 8, along x and along y. Search costs as
 # the square of its range.
-SEARCH_SCALE = 4  # pixels of the coarse picture that is searched
-SEARCH_RANGE, SEARCH_STEP = 40, 4  # pixels from the first frame to the last
+COARSE_SCALE, COARSE_RANGE, COARSE_STEP = 8, 96, 8  # pixels, from the first frame to the last
+FINE_SCALE, FINE_RANGE, FINE_STEP = 4, 8, 4  # about the best of the coarse, and about no motion
 SEARCH_GROUP = 64  # displacements compared at once
 SEARCH_PENALTY = 8e-6  # squared error in [-1, 1] units that a pixel of displacement must gain
-NUM_SEEN = 4  # later frames that the estimation looks at, besides the second
-REFINEMENTS = ((4, 4, 3), (2, 4, 3), (2, 4, 1), (1, 10, 1))  # (scale, iterations, window in places)
+NUM_SEARCHED = 4  # later frames that search and coarse steps look at; the fine ones look at all
+# Scale, iterations, window in places, whether at all frames.
+REFINEMENTS = ((4, 4, 3, False), (2, 4, 3, False), (2, 4, 1, True), (1, 8, 1, True))
 MOMENTUM = 0.7
 DAMPING = 5e-5  # of the squared gradient of the picture, in [-1, 1] units per pixel
 
@@ -72,17 +73,22 @@ def estimate_motion(picture: torch.Tensor, chunk: torch.Tensor) -> torch.Tensor:
     does the same at any size; a network is slow to learn it from nothing.
     """
     ratio = chunk.shape[2] - 1
-    wanted = torch.linspace(ratio / NUM_SEEN, ratio, NUM_SEEN, device=chunk.device)
-    wanted = torch.cat([wanted.new_ones(1), wanted.ceil()]).unique()
-    frame_times = wanted.expand(len(chunk), -1)
-    frames = chunk[:, :, wanted.long()].float().mean(dim=1)  # grey, [B, F, H, W]
     grey = picture.float().mean(dim=1, keepdim=True)
-    motion = _search(grey, frames, frame_times, ratio)
-    for scale, num_iterations, window in REFINEMENTS:
-        motion = _refine(motion, grey, frames, frame_times, ratio, scale, num_iterations, window)
+    every = _seen(chunk, torch.arange(1, ratio + 1))
+    some = _seen(chunk, torch.linspace(ratio / NUM_SEARCHED, ratio, NUM_SEARCHED).ceil().unique())
+    motion = _search(grey, *some, ratio)
+    for scale, num_iterations, window, is_all in REFINEMENTS:
+        seen = every if is_all else some
+        motion = _refine(motion, grey, *seen, ratio, scale, num_iterations, window)
         if window > 1:
             motion = _median(motion)
     return motion
+
+
+def _seen(chunk: torch.Tensor, frames: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Frames number `frames` in grey, `[B, F, H, W]`, and their times `[B, F]`."""
+    grey = chunk[:, :, frames.long().to(chunk.device)].float().mean(dim=1)
+    return grey, frames.float().to(chunk.device).expand(len(chunk), -1)
 
 
 def _shrink(pictures: torch.Tensor, scale: int) -> torch.Tensor:
@@ -106,23 +112,44 @@ def _median(motion: torch.Tensor) -> torch.Tensor:
 def _search(
     grey: torch.Tensor, frames: torch.Tensor, frame_times: torch.Tensor, ratio: int
 ) -> torch.Tensor:
-    """The best straight way of each place, by trying all; with its neighbours' help."""
-    small, targets = _shrink(grey, SEARCH_SCALE), _shrink(frames, SEARCH_SCALE)
+    """The best straight way of each place, with its neighbours' help: coarse, then about that."""
+    pictures = grey, frames, frame_times, ratio
+    still = torch.zeros(len(grey), 2, *(side // PLACE for side in grey.shape[-2:])).to(grey)
+    coarse, _ = _best_way(still, *pictures, COARSE_SCALE, COARSE_RANGE, COARSE_STEP)
+    way, cost = _best_way(_median(coarse), *pictures, FINE_SCALE, FINE_RANGE, FINE_STEP)
+    slow, slow_cost = _best_way(still, *pictures, FINE_SCALE, FINE_RANGE, FINE_STEP)
+    way = torch.where((slow_cost < cost)[:, None], slow, way)
+    return _median(torch.cat([way, torch.zeros_like(way)], dim=1)) / PLACE
+
+
+def _best_way(
+    start: torch.Tensor,
+    grey: torch.Tensor,
+    frames: torch.Tensor,
+    frame_times: torch.Tensor,
+    ratio: int,
+    scale: int,
+    reach: int,
+    step: int,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The best of `start` `[B, 2, h, w]` in pixels and its neighbours; its cost `[B, h, w]`."""
+    small, targets = _shrink(grey, scale), _shrink(frames, scale)
     num_frames, height, width = targets.shape[1:]
-    ways = torch.arange(-SEARCH_RANGE, SEARCH_RANGE + 1, SEARCH_STEP, device=grey.device).float()
-    candidates = torch.cartesian_prod(ways, ways)  # [n, 2] pixels
+    offsets = torch.arange(-reach, reach + 1, step, device=grey.device).float()
+    candidates = torch.cartesian_prod(offsets, offsets)[:, :, None, None]  # [n, 2, 1, 1] pixels
     basis = motion_basis(frame_times, ratio)[..., 0]  # [B, F]
     costs = []
     for group in candidates.split(SEARCH_GROUP):
-        field = torch.einsum("bf,nd->bnfd", basis, group / SEARCH_SCALE).flatten(1, 2)
-        field = field[..., None, None].expand(-1, -1, -1, height, width)
+        ways = start[:, None] + group  # [B, n, 2, h, w]
+        lengths = ways.norm(dim=2)
+        fine = F.interpolate(ways.flatten(0, 1), (height, width)).unflatten(0, ways.shape[:2])
+        field = torch.einsum("bf,bndhw->bnfdhw", basis, fine / scale).flatten(1, 2)
         seen = warp(small, field)[:, 0].unflatten(1, (len(group), num_frames))
-        error = (seen - targets[:, None]).square().mean(dim=2)  # [B, n, H/4, W/4]
-        cost = _window_mean(F.avg_pool2d(error, PLACE // SEARCH_SCALE), 3)
-        costs.append(cost + SEARCH_PENALTY * group.norm(dim=1)[:, None, None])
-    best = torch.cat(costs, dim=1).argmin(dim=1)  # [B, h, w]
-    straight = rearrange(candidates[best], "b h w d -> b d h w") / PLACE
-    return _median(torch.cat([straight, torch.zeros_like(straight)], dim=1))
+        error = (seen - targets[:, None]).square().mean(dim=2)  # [B, n, H / scale, W / scale]
+        costs.append(_window_mean(_shrink(error, PLACE // scale), 3) + SEARCH_PENALTY * lengths)
+    cost, best = torch.cat(costs, dim=1).min(dim=1)  # [B, h, w]
+    offset = rearrange(candidates[best][..., 0, 0], "b h w d -> b d h w")
+    return start + offset, cost
 
 
 def _pool_weighted(maps: torch.Tensor, factor: int) -> torch.Tensor:
