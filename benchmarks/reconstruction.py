@@ -5,7 +5,7 @@ decoded in chunks; metrics on 8-bit RGB per frame, mean over frames, then over c
 reading as the linear reference codec's.
 
     python benchmarks/reconstruction.py --clips DIR [--model NAME] [--size 256] [--frames 36]
-                                        [--steps 1 8] [--output FILE]
+        [--steps 1 8] [--storage float32 bfloat16 int8] [--output FILE] [--sheets DIR]
 """
 
 import argparse
@@ -22,6 +22,7 @@ from PIL import Image
 from regen.codec import decode_frames, encode_frames
 from regen.evaluation.metrics import psnr, ssim
 from regen.evaluation.sheets import comparison
+from regen.latents import StorageDtype, round_latents
 from regen.models.autoencoder import AutoencoderREGEN
 from regen.models.loading import load_model
 from regen.video import frames_to_video
@@ -47,14 +48,16 @@ def read_clip(path: Path, size: int, num_frames: int) -> np.ndarray:
     return np.stack(frames)
 
 
-def measure(model: AutoencoderREGEN, frames: np.ndarray, steps: int, seed: int) -> dict[str, Any]:
+def measure(
+    model: AutoencoderREGEN, frames: np.ndarray, steps: int, storage: StorageDtype, seed: int
+) -> dict[str, Any]:
     """The metrics of one clip, PSNR by position in the chunk, and the reconstruction."""
     generator = torch.Generator().manual_seed(seed)
     length = model.geometry.chunk_length
     rebuilt = []
     for start in range(0, len(frames), length):
         chunk = frames[start : start + length]
-        latents = encode_frames(model, chunk)
+        latents = round_latents(encode_frames(model, chunk)[0], storage)[None]
         rebuilt.append(
             decode_frames(model, latents, len(chunk), *chunk.shape[1:3], steps, generator)
         )
@@ -70,6 +73,29 @@ def measure(model: AutoencoderREGEN, frames: np.ndarray, steps: int, seed: int) 
     }
 
 
+def write_sheet(path: Path, frames: np.ndarray, reconstruction: np.ndarray) -> None:
+    """First, middle and last frame: source, reconstruction, error."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    rows = comparison(frames, reconstruction)[[0, len(frames) // 2, len(frames) - 1]]
+    Image.fromarray(np.concatenate(list(rows))).save(path)
+
+
+def mean_of(results: list[dict[str, Any]]) -> dict[str, Any]:
+    """Means over clips; by position over the clips that have a whole chunk."""
+    longest = max(len(result["psnr_by_position"]) for result in results)
+    whole = [r["psnr_by_position"] for r in results if len(r["psnr_by_position"]) == longest]
+    return {
+        "psnr": float(np.mean([result["psnr"] for result in results])),
+        "ssim": float(np.mean([result["ssim"] for result in results])),
+        "psnr_by_position": np.mean(whole, axis=0).round(2).tolist(),
+    }
+
+
+def print_row(name: str, results: dict[str, dict[str, Any]]) -> None:
+    cells = [f"{result['psnr']:.2f} | {result['ssim']:.4f}" for result in results.values()]
+    print(f"| {name} | {' | '.join(cells)} |", flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -79,6 +105,9 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=256)
     parser.add_argument("--frames", type=int, default=36)
     parser.add_argument("--steps", type=int, nargs="+", default=[1, 8])
+    parser.add_argument(
+        "--storage", nargs="+", default=["float32"], help="float32, bfloat16, int8: of the latents"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path)
     parser.add_argument(
@@ -86,51 +115,29 @@ def main() -> None:
     )
     options = parser.parse_args()
     model = load_model(options.model)
+    columns = {  # title -> (steps, storage)
+        f"{steps} step{'s' * (steps > 1)}, {storage}": (steps, storage)
+        for steps in options.steps
+        for storage in options.storage
+    }
     results: dict[str, dict[str, Any]] = {}
     start = time.perf_counter()
-    print(
-        "| clip | "
-        + " | ".join(f"PSNR, {n} step{'s' * (n > 1)} | SSIM" for n in options.steps)
-        + " |"
-    )
-    print("|---" * (1 + 2 * len(options.steps)) + "|")
+    print("| clip | " + " | ".join(f"PSNR, {title} | SSIM" for title in columns) + " |")
+    print("| --- " * (1 + 2 * len(columns)) + "|")
     for path in sorted(options.clips.glob("*.mp4")):
         frames = read_clip(path, options.size, options.frames)
         results[path.stem] = {}
-        for steps in options.steps:
-            result = measure(model, frames, steps, options.seed)
+        for title, (steps, storage) in columns.items():
+            result = measure(model, frames, steps, storage, options.seed)
             reconstruction = result.pop("reconstruction")
-            results[path.stem][str(steps)] = result
-            if options.sheets and steps == options.steps[0]:
-                options.sheets.mkdir(parents=True, exist_ok=True)
-                compared = comparison(frames, reconstruction)
-                rows = compared[[0, len(frames) // 2, len(frames) - 1]]
-                sheet = Image.fromarray(np.concatenate(list(rows)))
-                sheet.save(options.sheets / f"{path.stem}.png")
-        cells = [
-            f"{results[path.stem][str(n)][key]:{fmt}}"
-            for n in options.steps
-            for key, fmt in (("psnr", ".2f"), ("ssim", ".4f"))
-        ]
-        print(f"| {path.stem} | {' | '.join(cells)} |", flush=True)
-    means: dict[str, dict[str, Any]] = {}
-    for n in options.steps:
-        of_n = [result[str(n)] for result in results.values()]
-        means[str(n)] = {key: float(np.mean([r[key] for r in of_n])) for key in ("psnr", "ssim")}
-        whole = [
-            r["psnr_by_position"]
-            for r in of_n
-            if len(r["psnr_by_position"]) == model.geometry.chunk_length
-        ]
-        means[str(n)]["psnr_by_position"] = np.mean(whole, axis=0).round(3).tolist()
-    cells = [
-        f"{means[str(n)][key]:{fmt}}"
-        for n in options.steps
-        for key, fmt in (("psnr", ".2f"), ("ssim", ".4f"))
-    ]
-    print(f"| **mean of {len(results)}** | {' | '.join(cells)} |")
-    for n in options.steps:
-        print(f"\nPSNR by position in the chunk, {n} steps: {means[str(n)]['psnr_by_position']}")
+            if options.sheets and not results[path.stem]:
+                write_sheet(options.sheets / f"{path.stem}.png", frames, reconstruction)
+            results[path.stem][title] = result
+        print_row(path.stem, results[path.stem])
+    means = {title: mean_of([result[title] for result in results.values()]) for title in columns}
+    print_row(f"**mean of {len(results)}**", means)
+    for title in columns:
+        print(f"\nPSNR by position in the chunk, {title}: {means[title]['psnr_by_position']}")
     print(f"{time.perf_counter() - start:.0f} s")
     if options.output:
         record = {
