@@ -30,8 +30,14 @@ class Clip:
     is_photo: bool
 
     def frames(self) -> np.ndarray:
-        """uint8 `[T, H, W, 3]`, memory-mapped."""
-        return np.load(self.array_path, mmap_mode="r")
+        """uint8 `[T, H, W, 3]`, memory-mapped. Raises ValueError where they are gone."""
+        try:
+            return np.load(self.array_path, mmap_mode="r")
+        except (OSError, ValueError, EOFError) as error:
+            raise ValueError(
+                f"the decoded frames of {self.path} can no longer be read ({error}): "
+                "the same command decodes them anew"
+            ) from None
 
 
 @dataclass(frozen=True)
