@@ -1,6 +1,7 @@
 """`regen train` of a very small model (`--preset test`), for tests that launch it or kill it.
 
-python tests/small_train.py train ARGUMENTS, or: python tests/small_train.py serve
+python tests/small_train.py train ARGUMENTS, or: python tests/small_train.py serve, or: python
+tests/small_train.py all FILE
 """
 
 import os
@@ -11,6 +12,7 @@ from dataclasses import fields
 from pathlib import Path
 
 import torch
+from accelerate.state import AcceleratorState, PartialState
 
 from regen.cli import main
 from regen.models.presets import PRESETS, tiny_8x
@@ -80,6 +82,20 @@ def serve() -> None:
         print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
 
 
+def run_all(path: Path) -> None:
+    """Run the command of each line of a file, in one group of processes."""
+    PartialState.destroy_process_group = lambda self, group=None: None
+    for line in path.read_text().splitlines():
+        sys.argv = ["regen", *shlex.split(line)]
+        main()
+        AcceleratorState._reset_state()
+
+
 if __name__ == "__main__":
     make_small()
-    serve() if sys.argv[1:] == ["serve"] else main()
+    if sys.argv[1] == "all":
+        run_all(Path(sys.argv[2]))
+    elif sys.argv[1] == "serve":
+        serve()
+    else:
+        main()

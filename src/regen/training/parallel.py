@@ -3,6 +3,7 @@
 DDP is accelerate's; sharding is PyTorch's FSDP2, as accelerate's has no policy by block and no CPU.
 """
 
+import os
 from datetime import timedelta
 
 import torch
@@ -21,8 +22,10 @@ PATIENCE = timedelta(hours=3)  # processes wait that long for the one that decod
 
 
 def make_accelerator(config: TrainConfig) -> Accelerator:
-    """This process among those of the run. Raises ValueError for sharding that cannot be."""
+    """This process among those of the run. Raises ValueError for a launch that cannot work."""
+    num_launched = int(os.environ.get("WORLD_SIZE", 1))
     accelerator = Accelerator(
+        cpu=num_launched > 1 and not torch.cuda.is_available(),  # else each would be alone
         mixed_precision=config.mixed_precision,
         log_with="tensorboard",
         project_config=ProjectConfiguration(
@@ -30,10 +33,11 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
         ),
         kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)],
     )
-    if accelerator.distributed_type not in ("NO", "MULTI_CPU", "MULTI_GPU"):
+    kind = accelerator.distributed_type.value
+    if kind not in ("NO", "MULTI_CPU", "MULTI_GPU") or accelerator.num_processes != num_launched:
         raise ValueError(
-            f"launched with {accelerator.distributed_type}: launch with plain processes (no "
-            "--use_fsdp, no --use_deepspeed); --shard of regen train splits the model among them"
+            f"{num_launched} processes were launched as {kind}: launch plain ones (no --use_fsdp, "
+            "no --use_deepspeed); --shard of regen train splits the model among them"
         )
     if config.shard and accelerator.num_processes == 1:
         raise ValueError("--shard takes several processes: accelerate launch --num_processes N ...")
