@@ -9,6 +9,7 @@ from contextlib import nullcontext
 
 import numpy as np
 import torch
+from accelerate import Accelerator
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
@@ -23,7 +24,7 @@ from regen.training.optimizer import learning_rate_factor
 from regen.training.parallel import anywhere, make_accelerator, mean, whole
 from regen.training.records import append_record, drop_records_after
 from regen.training.start import OwnBatches, Run, load_clips, start_run
-from regen.training.stopping import StopSignals, failures_in_one_line, ignore_signals
+from regen.training.stopping import StopSignals, failures_in_one_line, ignore_signals, left_in_time
 from regen.training.validation import validate
 
 LOG_EVERY = 50  # iterations
@@ -40,6 +41,11 @@ def train(config: TrainConfig) -> None:
     config.check()
     accelerator = make_accelerator(config)
     check_run_config(config.output / "config.json", config, accelerator.num_processes)
+    with left_in_time(accelerator.num_processes), failures_in_one_line():
+        _train(config, accelerator)
+
+
+def _train(config: TrainConfig, accelerator: Accelerator) -> None:
     with accelerator.main_process_first():
         training_clips, validation_clips = load_clips(config, accelerator)
     run = start_run(config, accelerator, training_clips, validation_clips)
@@ -51,8 +57,7 @@ def train(config: TrainConfig) -> None:
     tracker_options = {"tensorboard": {"purge_step": run.step + 1}}
     accelerator.init_trackers("regen", init_kwargs=tracker_options)
     try:
-        with failures_in_one_line():
-            run_steps(run)
+        run_steps(run)
         state = gather_averages(run.model, run.ema, keep=accelerator.is_main_process)
         if accelerator.is_main_process:
             export(run.model, state, run.batches, config.output / "model")

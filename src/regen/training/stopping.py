@@ -8,6 +8,9 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
+from torch.distributed import DistError
+
+LEAVE_S = 60
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -62,6 +65,20 @@ def ignore_signals(_: int) -> None:
 
 
 @contextmanager
+def left_in_time(num_processes: int) -> Iterator[None]:
+    """After a failure end this process within LEAVE_S.
+
+    One of several would wait for the dead ones for hours, even as it exits.
+    """
+    try:
+        yield
+    except BaseException:
+        if num_processes > 1:
+            signal.alarm(LEAVE_S)
+        raise
+
+
+@contextmanager
 def failures_in_one_line() -> Iterator[None]:
     """ValueError, one line, for what can go wrong around the computation.
 
@@ -77,6 +94,8 @@ def failures_in_one_line() -> Iterator[None]:
             text = "a process that prepares batches died (killed, perhaps for its memory)"
         elif isinstance(error, RuntimeError) and "out of memory" in text:
             text = "out of memory: try --gradient-checkpointing, or smaller batches and crops"
+        elif isinstance(error, DistError) or "by peer" in text:  # NCCL's, gloo's
+            text = "another process of the run died; what it printed may say why"
         elif not isinstance(error, OSError):
             raise
         raise ValueError(
