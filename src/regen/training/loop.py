@@ -16,7 +16,7 @@ from diffusers.training_utils import EMAModel
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from regen.data.batches import Batch, BatchConfig, TrainingBatches, to_float
+from regen.data.batches import Batch, BatchConfig, PictureBatches, TrainingBatches, to_float
 from regen.data.clips import Clip, hold_out, prepare_clips
 from regen.flow import EPSILON_MAX_TIMESTEP
 from regen.models.autoencoder import AutoencoderREGEN
@@ -26,12 +26,14 @@ from regen.training.config import TrainConfig, check_run_config, write_run_confi
 from regen.training.export import export
 from regen.training.objective import ObjectiveConfig, REGENObjective, draw_timesteps
 from regen.training.optimizer import learning_rate_factor, make_optimizer
+from regen.training.picture_stage import train_picture
 from regen.training.shortcut_init import init_shortcuts
 from regen.training.stopping import StopSignals, ignore_signals
 from regen.training.validation import append_record, drop_records_after, validate
 
 LOG_EVERY = 50  # iterations
 INIT_BATCHES = 40  # that the shortcuts are solved from
+PICTURE_BATCH_SIZE = 10
 MAX_GRADIENT_NORM = 1.0
 
 
@@ -139,8 +141,21 @@ def build_batches(
     return TrainingBatches(clips, batch_config, rank)
 
 
-def start_shortcuts(model: AutoencoderREGEN, batches: TrainingBatches) -> float:
-    """Solve the shortcuts from the first video batches; PSNR of that codec on them in dB."""
+def start_shortcuts(
+    model: AutoencoderREGEN, batches: TrainingBatches, config: TrainConfig, accelerator: Accelerator
+) -> None:
+    """Train the picture codec, then solve the other shortcuts from the first video batches."""
+    assert model.shortcut is not None
+    pictures = PictureBatches(batches, config.picture_steps, PICTURE_BATCH_SIZE)
+    train_picture(
+        model.shortcut.picture,
+        model.config["latent_channels"],
+        pictures,
+        accelerator,
+        config.output / "picture",
+        config.checkpoint_every,
+        config.num_workers,
+    )
     whole: list[torch.Tensor] = []
     for step in range(100 * INIT_BATCHES):  # one batch in five is images
         chunk = batches[step]["chunk"]
@@ -149,7 +164,8 @@ def start_shortcuts(model: AutoencoderREGEN, batches: TrainingBatches) -> float:
             whole.append(chunk)
         if step + 1 >= INIT_BATCHES and whole:
             break
-    return init_shortcuts(model, whole, tqdm)
+    decibels = init_shortcuts(model.cpu(), whole, tqdm)
+    accelerator.print(f"shortcuts start at {decibels:.2f} dB on training crops")
 
 
 def start_run(
@@ -166,8 +182,7 @@ def start_run(
     for path in damaged:
         accelerator.print(f"a checkpoint is damaged and was put aside: {path}")
     if checkpoint is None and model.shortcut is not None:
-        decibels = start_shortcuts(model, batches)
-        accelerator.print(f"shortcuts start at {decibels:.2f} dB on training crops")
+        start_shortcuts(model, batches, config, accelerator)
     settings = ObjectiveConfig(config.noise_only_share, config.detail_weighting)
     objective: torch.nn.Module = REGENObjective(model, settings)
     optimizer = make_optimizer(model, config)
