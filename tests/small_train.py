@@ -11,12 +11,13 @@ import time
 from dataclasses import fields
 from pathlib import Path
 
+import pytest
 import torch
 from accelerate.state import AcceleratorState, PartialState
 
 from regen.cli import main
 from regen.models.presets import PRESETS, tiny_8x
-from regen.training import checkpoint, loop, start
+from regen.training import checkpoint, loop, picture_stage, start
 from regen.training.config import TrainConfig, run_options
 
 # 100,000 parameters: what is tested is the loop around them.
@@ -27,6 +28,8 @@ TEST_PRESET = {
     "attention_head_dim": 16,
     "encoder_block_out_channels": (8, 8, 8, 8),
     "siren_width": 8,
+    "picture_width": 8,
+    "picture_blocks": (1, 1),
 }
 
 
@@ -46,10 +49,12 @@ def arguments_of(config: TrainConfig) -> list[str]:
     return words
 
 
-def make_small() -> None:
+def make_small(patch: pytest.MonkeyPatch) -> None:
     torch.set_num_threads(1)
-    PRESETS["test"] = lambda: dict(TEST_PRESET)
-    start.INIT_BATCHES, loop.LOG_EVERY = 4, 1
+    patch.setitem(PRESETS, "test", lambda: dict(TEST_PRESET))
+    patch.setattr(start, "INIT_BATCHES", 4)
+    patch.setattr(picture_stage, "NUM_INIT_BATCHES", 4)
+    patch.setattr(loop, "LOG_EVERY", 1)
 
 
 def save_slowly() -> None:
@@ -92,7 +97,7 @@ def run_all(path: Path) -> None:
 
 
 if __name__ == "__main__":
-    make_small()
+    make_small(pytest.MonkeyPatch())
     if sys.argv[1] == "all":
         run_all(Path(sys.argv[2]))
     elif sys.argv[1] == "serve":

@@ -107,7 +107,7 @@ def test_batch_does_not_matter() -> None:
 
 
 def test_gradients_reach_motion_and_codes() -> None:
-    shortcut = MotionShortcut(8, 8)
+    shortcut = MotionShortcut(8, 8, 8, (1, 1))
     latents = torch.randn(1, 8, 2, 4, 4, requires_grad=True)
     shortcut(latents, torch.tensor([[5.0]])).square().mean().backward()
     assert latents.grad is not None
@@ -117,4 +117,4 @@ def test_gradients_reach_motion_and_codes() -> None:
 
 def test_too_few_channels() -> None:
     with pytest.raises(ValueError, match="at least 6 latent_channels, got 5"):
-        MotionShortcut(5, 8)
+        MotionShortcut(5, 8, 8, (1, 1))

@@ -23,8 +23,6 @@ from test_training import config_of, write_data
 
 from regen.data.clips import prepare_clips
 from regen.models.loading import load_model
-from regen.models.presets import PRESETS
-from regen.training import loop, start
 from regen.training.config import TrainConfig, check_run_config
 from regen.training.loop import train
 
@@ -33,9 +31,7 @@ NUM_STEPS = 4
 
 @pytest.fixture(autouse=True)
 def small_runs(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setitem(PRESETS, "test", lambda: dict(small_train.TEST_PRESET))
-    monkeypatch.setattr(start, "INIT_BATCHES", 4)
-    monkeypatch.setattr(loop, "LOG_EVERY", 1)
+    small_train.make_small(monkeypatch)
     yield
     AcceleratorState._reset_state(reset_partial_state=True)
 
@@ -101,8 +97,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
         sharded_bf16=config("sharded_bf16", shard=True, mixed_precision="bf16"),
     )
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(PRESETS, "test", lambda: dict(small_train.TEST_PRESET))
-        patch.setattr(start, "INIT_BATCHES", 4)
+        small_train.make_small(patch)
         for one in (made.one, made.one_bf16):
             train(one)
             AcceleratorState._reset_state(reset_partial_state=True)

@@ -24,17 +24,14 @@ from test_training import before_step, config_of, write_data
 
 from regen.cli import main
 from regen.data.clips import prepare_clips
-from regen.models.presets import PRESETS
-from regen.training import checkpoint, loop, start
+from regen.training import checkpoint, loop
 from regen.training.config import TrainConfig
 from regen.training.loop import train
 
 
 @pytest.fixture(autouse=True)
 def small_runs(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setitem(PRESETS, "test", lambda: dict(small_train.TEST_PRESET))
-    monkeypatch.setattr(start, "INIT_BATCHES", 4)
-    monkeypatch.setattr(loop, "LOG_EVERY", 1)
+    small_train.make_small(monkeypatch)
     yield
     AcceleratorState._reset_state(reset_partial_state=True)
 

@@ -13,13 +13,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import small_train
 import torch
+from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from PIL import Image
 from safetensors.torch import load_file
 from small_train import TEST_PRESET
 
-from regen.data.batches import BatchConfig, TrainingBatches, to_float
+from regen.data.batches import BatchConfig, PictureBatches, TrainingBatches, to_float
 from regen.data.clips import prepare_clips
 from regen.evaluation.metrics import psnr
 from regen.flow import EPSILON_MAX_TIMESTEP
@@ -27,10 +29,11 @@ from regen.models import shortcut
 from regen.models.autoencoder import AutoencoderREGEN
 from regen.models.loading import load_model
 from regen.models.motion import warp
-from regen.models.presets import PRESETS
-from regen.training import loop, start
+from regen.models.picture import PictureCodec
+from regen.training import loop, picture_stage
 from regen.training.config import TrainConfig, check_run_config, write_run_config
 from regen.training.loop import train
+from regen.training.muon import orthogonalize
 from regen.training.objective import (
     ObjectiveConfig,
     REGENObjective,
@@ -38,6 +41,7 @@ from regen.training.objective import (
     draw_timesteps,
 )
 from regen.training.optimizer import learning_rate_factor, make_optimizer
+from regen.training.picture_stage import init_picture, train_picture
 from regen.training.records import drop_records_after
 from regen.training.shortcut_init import init_shortcuts
 from regen.training.stopping import StopSignals
@@ -47,9 +51,7 @@ from regen.video import VideoWriter
 
 @pytest.fixture(autouse=True)
 def small_runs(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setitem(PRESETS, "test", lambda: dict(TEST_PRESET))
-    monkeypatch.setattr(start, "INIT_BATCHES", 4)
-    monkeypatch.setattr(loop, "LOG_EVERY", 1)
+    small_train.make_small(monkeypatch)
     yield
     AcceleratorState._reset_state(reset_partial_state=True)
 
@@ -90,6 +92,7 @@ def config_of(data: Path, output: Path, **options) -> TrainConfig:
     small = {
         "preset": "test",
         "steps": 4,
+        "picture_steps": 4,
         "video_batch_size": 2,
         "image_batch_size": 2,
         "crop": 32,
@@ -185,11 +188,10 @@ KILLED_RUN = """
 import os, signal, sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
+import pytest, small_train
 import test_training as t
-from regen.training import loop, start
-from regen.models.presets import PRESETS
-PRESETS["test"] = lambda: dict(t.TEST_PRESET)
-start.INIT_BATCHES, loop.LOG_EVERY = 4, 1
+from regen.training import loop
+small_train.make_small(pytest.MonkeyPatch())
 step = loop.train_step
 def killed(run, batch):
     if run.step == 3:
@@ -515,6 +517,72 @@ def test_noise_seeds() -> None:
     assert len({tuple(noise) for noise in noises}) == len(seeds)
 
 
+# --- the picture stage ---
+
+
+def picture_batches(data: Path, num_steps: int) -> PictureBatches:
+    clips = prepare_clips([data], data.parent / "cache").clips
+    config = BatchConfig(seed=0, num_steps=4, temporal_compression_ratio=8, crop=32)
+    return PictureBatches(TrainingBatches(clips, config), num_steps, 4)
+
+
+def train_small_picture(data: Path, folder: Path, num_steps: int) -> PictureCodec:
+    torch.manual_seed(0)
+    picture = PictureCodec(6, 16, 1, 1)
+    accelerator = Accelerator(mixed_precision="no")
+    train_picture(picture, 4, picture_batches(data, num_steps), accelerator, folder, 1000, 0)
+    return picture
+
+
+def test_the_picture_stage_learns(data: Path, tmp_path: Path) -> None:
+    """It beats its linear start, also without the last codes, and nothing else is left to train."""
+    before = train_small_picture(data, tmp_path / "short", 1)
+    after = train_small_picture(data, tmp_path / "long", 200)
+    frames = to_float(torch.cat([picture_batches(data, 9)[step] for step in range(4)]))
+    errors = []
+    for picture in (before, after):
+        with torch.no_grad():
+            codes = picture.encode(frames)
+            fewer = torch.cat([codes[:, :4], torch.zeros_like(codes[:, 4:])], dim=1)
+            errors.append([(picture.decode(c) - frames).square().mean() for c in (codes, fewer)])
+    assert errors[1][0] < 0.9 * errors[0][0] and errors[1][1] < 0.9 * errors[0][1], errors
+    assert not any(parameter.requires_grad for parameter in after.parameters())
+
+
+def test_a_stopped_picture_stage_goes_on(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Bit for bit."""
+    whole = train_small_picture(data, tmp_path / "whole", 6)
+    loss, calls = picture_stage.picture_loss, []
+
+    def interrupted(*arguments):
+        calls.append(arguments)
+        if len(calls) == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return loss(*arguments)
+
+    monkeypatch.setattr(picture_stage, "picture_loss", interrupted)
+    with pytest.raises(SystemExit):
+        train_small_picture(data, tmp_path / "pieces", 6)
+    again = train_small_picture(data, tmp_path / "pieces", 6)
+    assert len(calls) == 6
+    for (name, tensor), other in zip(
+        whole.state_dict().items(), again.state_dict().values(), strict=True
+    ):
+        assert torch.equal(tensor, other), name
+
+
+def test_muon_makes_singular_values_equal() -> None:
+    generator = torch.Generator().manual_seed(0)
+    for shape in ((20, 50), (50, 20)):
+        matrix = torch.randn(shape, generator=generator) @ torch.diag(
+            torch.logspace(0, -1, shape[1])
+        )
+        values = torch.linalg.svdvals(orthogonalize(matrix).float())
+        assert values.min() > 0.6 and values.max() < 1.3
+
+
 # --- shortcuts ---
 
 
@@ -533,11 +601,18 @@ def moving_chunks() -> list[torch.Tensor]:
     return list((255 * torch.stack(frames, dim=3)).round().clamp(0, 255).to(torch.uint8))
 
 
+def start(chunks: list[torch.Tensor]) -> tuple[AutoencoderREGEN, float]:
+    """A model with the shortcuts' linear start, and its PSNR."""
+    model = AutoencoderREGEN(**TEST_PRESET)
+    assert model.shortcut is not None
+    init_picture(model.shortcut.picture, [chunk[:, :, 0] for chunk in chunks])
+    return model, init_shortcuts(model, chunks)
+
+
 def test_shortcut_init_reports_what_the_codec_does() -> None:
     """The PSNR reported is that of the codec, far above that of a mean, and the model's own."""
     chunks = moving_chunks()
-    model = AutoencoderREGEN(**TEST_PRESET)
-    decibels = init_shortcuts(model, chunks)
+    model, decibels = start(chunks)
     chunk = to_float(torch.cat(chunks))
     times = torch.arange(9.0).expand(len(chunk), -1)
     assert model.shortcut is not None and model.linear_decoder is not None
@@ -568,10 +643,10 @@ def test_shortcut_init_reports_what_the_codec_does() -> None:
 def test_motion_latents_pay(monkeypatch: pytest.MonkeyPatch) -> None:
     """The same codec with the motion left out is much worse on pictures that move."""
     chunks = moving_chunks()
-    decibels = init_shortcuts(AutoencoderREGEN(**TEST_PRESET), chunks)
+    _, decibels = start(chunks)
     still = lambda picture, chunk: torch.zeros(len(chunk), 4, *(n // 8 for n in picture.shape[2:]))  # noqa: E731
     monkeypatch.setattr(shortcut, "estimate_motion", still)
-    without = init_shortcuts(AutoencoderREGEN(**TEST_PRESET), chunks)
+    _, without = start(chunks)
     assert decibels > without + 3, (decibels, without)
 
 
@@ -579,8 +654,8 @@ def test_shortcut_init_of_data_with_few_directions() -> None:
     """Constant grey frames have three; nothing must blow up."""
     values = torch.randint(0, 256, (6, 3, 1, 1, 1), generator=torch.Generator().manual_seed(0))
     chunk = values.to(torch.uint8).expand(-1, -1, 9, 32, 32)
-    model = AutoencoderREGEN(**TEST_PRESET)
-    assert init_shortcuts(model, [chunk]) > 35
+    model, decibels = start([chunk])
+    assert decibels > 35
     with torch.no_grad():
         assert model.encode_chunk(to_float(chunk)).abs().max() < 10
 

@@ -15,6 +15,7 @@ from torch.utils.data import Dataset
 from regen.data.clips import Clip, fair_shares
 
 TASKS = ("reconstruction", "interpolation", "extrapolation")
+PICTURE_STREAM = 2**31  # in place of a rank: the draws of the picture stage are its own
 DRIFT = 2.5  # pixels per frame, standard deviation of a photo's moving crop
 
 
@@ -91,6 +92,10 @@ class TrainingBatches(Dataset[Batch]):
             "frame_times": torch.stack(times),
             "task": task,
         }
+
+    def pictures(self, rng: np.random.Generator, count: int) -> torch.Tensor:
+        """uint8 `[count, 3, S, S]`: photos and frames of clips."""
+        return torch.cat([self._image(rng)[0] for _ in range(count)], dim=1).transpose(0, 1)
 
     def _is_photo(self, rng: np.random.Generator, share: float) -> bool:
         return not self.videos or (bool(self.photos) and rng.random() < share)
@@ -205,3 +210,18 @@ class TrainingBatches(Dataset[Batch]):
         if flip:
             video = video.flip(-1)
         return video.permute(1, 0, 2, 3)
+
+
+class PictureBatches(Dataset[torch.Tensor]):
+    """`batches[step]`: pictures, uint8 `[batch_size, 3, S, S]`; the same in every process."""
+
+    def __init__(self, batches: TrainingBatches, num_steps: int, batch_size: int) -> None:
+        self.batches, self.num_steps, self.batch_size = batches, num_steps, batch_size
+        self.seed = batches.config.seed
+
+    def __len__(self) -> int:
+        return self.num_steps
+
+    def __getitem__(self, step: int) -> torch.Tensor:
+        rng = np.random.default_rng([self.seed, PICTURE_STREAM, step])
+        return self.batches.pictures(rng, self.batch_size)

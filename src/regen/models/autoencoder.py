@@ -31,11 +31,13 @@ from regen.models.conditioning import LatentConditioning
 from regen.models.dit import REGENDiT
 from regen.models.encoder import REGENEncoder
 from regen.models.motion import MOTION_CHANNELS
-from regen.models.shortcut import PATCH, LinearDecoder, MotionShortcut
+from regen.models.picture import PATCH
+from regen.models.shortcut import LinearDecoder, MotionShortcut
 
 # Deviation of pixels about grey, and about the shortcut's picture (on training crops: 27 dB).
 PIXEL_DEVIATION = 0.5
 SHORTCUT_DEVIATION = 0.09
+MAX_COSINES = 16  # of the linear decoder, which says little: a code a place
 
 
 @dataclass
@@ -52,8 +54,8 @@ class AutoencoderREGEN(ModelMixin, AutoencoderMixin, ConfigMixin):
     just that) becomes one.
     `temporal_compression_ratio` is k. `encoder_*`: see `REGENEncoder`. The decoder is `num_layers`
     blocks of `num_attention_heads` x `attention_head_dim`; `attention_window` None is the paper's
-    full attention; `motion_shortcut` see `regen.models.shortcut`; `prediction_type` see
-    `regen.flow`.
+    full attention; `motion_shortcut` see `regen.models.shortcut`, `picture_width` and
+    `picture_blocks` (encoder, decoder) `regen.models.picture`; `prediction_type` see `regen.flow`.
 
     Raises ValueError for a configuration that cannot work.
     """
@@ -82,6 +84,8 @@ class AutoencoderREGEN(ModelMixin, AutoencoderMixin, ConfigMixin):
         siren_num_layers: int = 3,
         siren_omega: float = 10.0,
         motion_shortcut: bool = False,
+        picture_width: int = 128,
+        picture_blocks: Sequence[int] = (3, 4),
         prediction_type: str = "sample",
     ) -> None:
         super().__init__()
@@ -134,11 +138,17 @@ class AutoencoderREGEN(ModelMixin, AutoencoderMixin, ConfigMixin):
         self.shortcut: MotionShortcut | None = None
         self.linear_decoder: LinearDecoder | None = None
         if motion_shortcut:
-            self.shortcut = MotionShortcut(latent_channels, temporal_compression_ratio)
+            num_encoder_blocks, num_decoder_blocks = picture_blocks
+            self.shortcut = MotionShortcut(
+                latent_channels,
+                temporal_compression_ratio,
+                picture_width,
+                (num_encoder_blocks, num_decoder_blocks),
+            )
             self.linear_decoder = LinearDecoder(
                 2 * latent_channels - MOTION_CHANNELS,
                 temporal_compression_ratio,
-                self.geometry.chunk_length,
+                min(self.geometry.chunk_length, MAX_COSINES),
             )
             nn.init.zeros_(self.encoder.conv_out.weight)
             nn.init.zeros_(self.encoder.conv_out.bias)  # type: ignore[arg-type]
@@ -182,17 +192,16 @@ class AutoencoderREGEN(ModelMixin, AutoencoderMixin, ConfigMixin):
             return output if prior is None else output - prior
         # Choice: a preconditioned x-prediction. The network sees x_t as far as it can be believed
         # (at t = 1 not at all: noise as strong as the conditioning is what it would have to learn
-        # to ignore), and adds to the posterior mean of a Gaussian around the shortcut's picture.
-        # So one step is a function of the latents alone.
-        gain = posterior_gain(timestep, PIXEL_DEVIATION).view(-1, 1, 1, 1, 1)
-        output = self._network(gain * noisy_video, prior, timestep, conditioning).float()
-        deviation = PIXEL_DEVIATION if prior is None else SHORTCUT_DEVIATION
-        mean = torch.zeros_like(output) if prior is None else prior
+        # to ignore). Without shortcuts it adds to the posterior mean of grey pixels, with them to
+        # the shortcuts' picture: what that leaves is no white noise, and should not start as one.
+        trust = posterior_gain(timestep, PIXEL_DEVIATION).view(-1, 1, 1, 1, 1)
+        output = self._network(trust * noisy_video, prior, timestep, conditioning).float()
+        if prior is not None:
+            return prior + SHORTCUT_DEVIATION * output
         t = timestep.float().view(-1, 1, 1, 1, 1)
-        trust = posterior_gain(timestep, deviation).view(-1, 1, 1, 1, 1)
         # What the Gaussian leaves open has variance deviation^2 (1 - trust (1 - t)).
-        scale = deviation * (1 - trust * (1 - t)).clamp_min(0).sqrt()
-        return mean + trust * (noisy_video.float() - (1 - t) * mean) + scale * output
+        scale = PIXEL_DEVIATION * (1 - trust * (1 - t)).clamp_min(0).sqrt()
+        return trust * noisy_video.float() + scale * output
 
     def predict_shortcut(
         self, latents: torch.Tensor, frame_times: torch.Tensor

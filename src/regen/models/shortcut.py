@@ -1,8 +1,8 @@
-"""Shortcuts around encoder and decoder: motion-compensated linear coding, where the model starts.
+"""Shortcuts around encoder and decoder: motion-compensated coding, where the model starts.
 
-The first frame is coded linearly, each later frame is that picture warped by four motion numbers a
-place (`regen.models.motion`), and a linear code says what is left. `regen.training.shortcut_init`
-solves for the linear parts.
+The first frame goes through a picture codec (`regen.models.picture`), each later frame is that
+picture warped by four motion numbers a place (`regen.models.motion`), and a linear code says what
+is left. `regen.training.shortcut_init` solves for the linear parts.
 
 Choice: the tiny presets have shortcuts around encoder and decoder. The paper has none; the idea is
 DC-AE's residual autoencoding. What classical coding can do, the model does from the first step, and
@@ -16,16 +16,11 @@ from einops import rearrange
 from torch import nn
 
 from regen.models.motion import MOTION_CHANNELS, displacement, estimate_motion, warp
+from regen.models.picture import PATCH, PictureCodec, convolve, repeat_edges, to_patches
 
-PATCH = 8  # pixels; the spatial compression ratio of every REGEN model
 RESIDUAL_CHANNELS = 1
 MOTION_UNIT = 2.0  # pixels
 MAX_MOTION = 5.0  # of the latent: 148 pixels; what lies beyond comes from no encoder
-
-
-def to_patches(video: torch.Tensor) -> torch.Tensor:
-    """`[B, 3, T, H, W]` -> `[B, T * 192, H/8, W/8]`, channels ordered (t, c, y, x)."""
-    return rearrange(video, "b c t (h p) (w q) -> b (t c p q) h w", p=PATCH, q=PATCH)
 
 
 def cosine_basis(frame_times: torch.Tensor, num_cosines: int, ratio: int) -> torch.Tensor:
@@ -34,19 +29,10 @@ def cosine_basis(frame_times: torch.Tensor, num_cosines: int, ratio: int) -> tor
     return torch.cos(math.pi * order * frame_times.float()[..., None] / ratio)
 
 
-def repeat_edges(picture: torch.Tensor) -> torch.Tensor:
-    """One more row and column on each side of `[B, C, h, w]`, repeated.
-
-    (F.pad's backward breaks under torch.compile.)
-    """
-    picture = torch.cat([picture[:, :, :1], picture, picture[:, :, -1:]], dim=2)
-    return torch.cat([picture[..., :1], picture, picture[..., -1:]], dim=3)
-
-
 class MotionShortcut(nn.Module):
     """The fixed half: chunk -> raw latents, and raw latents -> the warped first frame.
 
-    z_c: `latent_channels` linear codes of frame 0. z_m: 4 of motion, then more codes of frame 0
+    z_c: the first `latent_channels` codes of frame 0. z_m: 4 of motion, then more codes of frame 0
     (its detail), then RESIDUAL_CHANNELS of what the warp leaves.
 
     Choice: z_m also carries detail of frame 0. Four motion numbers and one of what they leave are
@@ -60,7 +46,9 @@ class MotionShortcut(nn.Module):
     they have about unit deviation, and rounding costs small ones little.
     """
 
-    def __init__(self, latent_channels: int, ratio: int) -> None:
+    def __init__(
+        self, latent_channels: int, ratio: int, width: int, num_blocks: tuple[int, int]
+    ) -> None:
         super().__init__()
         self.ratio = ratio
         self.num_details = latent_channels - MOTION_CHANNELS - RESIDUAL_CHANNELS
@@ -69,26 +57,24 @@ class MotionShortcut(nn.Module):
             raise ValueError(
                 f"motion_shortcut takes at least {least} latent_channels, got {latent_channels}"
             )
-        values, codes = 3 * PATCH**2, latent_channels + self.num_details
-        self.content = nn.Conv2d(values, codes, 1)
-        self.picture = nn.Conv2d(codes, values, 3)
-        self.residual = nn.Conv2d(ratio * values, RESIDUAL_CHANNELS, 1)
+        self.picture = PictureCodec(latent_channels + self.num_details, width, *num_blocks)
+        self.residual = nn.Conv2d(ratio * 3 * PATCH**2, RESIDUAL_CHANNELS, 1)
         self.requires_grad_(False)
 
     def encode(self, chunk: torch.Tensor) -> torch.Tensor:
         """`[B, 3, 1 or k + 1, H, W]` in [-1, 1] -> raw latents `[B, 8, 1 or 2, h, w]`."""
         dtype, chunk = chunk.dtype, chunk.float()
         with torch.autocast(chunk.device.type, enabled=False):
-            codes = self._convolve(self.content, to_patches(chunk[:, :, :1]))
+            codes = self.picture.encode(chunk[:, :, 0])
             content, details = codes[:, : -self.num_details], codes[:, -self.num_details :]
             if chunk.shape[2] == 1:
                 return content[:, :, None].to(dtype)
-            picture = self._draw(codes)
+            picture = self.picture.decode(codes)
             pixels = PATCH * estimate_motion(picture, chunk)
             motion = torch.asinh(pixels / MOTION_UNIT).clamp(-MAX_MOTION, MAX_MOTION)
             times = torch.arange(1, self.ratio + 1, device=chunk.device).expand(len(chunk), -1)
             seen = self._warp(picture, motion, times)
-            residual = self._convolve(self.residual, to_patches(chunk[:, :, 1:] - seen))
+            residual = convolve(self.residual, to_patches(chunk[:, :, 1:] - seen))
             moving = torch.cat([motion, details, residual], dim=1)
             return torch.stack([content, moving], dim=2).to(dtype)
 
@@ -103,17 +89,8 @@ class MotionShortcut(nn.Module):
         """
         latents = latents.float()
         with torch.autocast(latents.device.type, enabled=False):
-            picture = self._draw(self.codes(latents)[:, :-RESIDUAL_CHANNELS])
+            picture = self.picture.decode(self.codes(latents)[:, :-RESIDUAL_CHANNELS])
             return self._warp(picture, latents[:, :MOTION_CHANNELS, 1], frame_times)
-
-    def _convolve(self, conv: nn.Conv2d, planes: torch.Tensor) -> torch.Tensor:
-        """`conv` in float32, whatever the model's dtype."""
-        bias = None if conv.bias is None else conv.bias.float()
-        return nn.functional.conv2d(planes, conv.weight.float(), bias)
-
-    def _draw(self, codes: torch.Tensor) -> torch.Tensor:
-        patches = self._convolve(self.picture, repeat_edges(codes))
-        return rearrange(patches, "b (c p q) h w -> b c (h p) (w q)", p=PATCH, q=PATCH)
 
     def _warp(
         self, picture: torch.Tensor, motion: torch.Tensor, frame_times: torch.Tensor

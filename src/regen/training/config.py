@@ -28,6 +28,8 @@ class TrainConfig:
     """What the decoder predicts. epsilon trains without the shortcuts of a preset."""
     steps: int = 20000
     """Iterations in all."""
+    picture_steps: int = 10000
+    """Iterations before them, on pictures alone, of a tiny preset's picture codec."""
     video_batch_size: int = 8
     """Videos per iteration and process."""
     image_batch_size: int = 32
@@ -91,7 +93,7 @@ class TrainConfig:
             raise ValueError(f"--crop is a multiple of 32, got {self.crop}")
         if not self.data:
             raise ValueError("--data takes at least one folder of clips and photos")
-        batches = ("steps", "video_batch_size", "image_batch_size", "num_targets")
+        batches = ("steps", "picture_steps", "video_batch_size", "image_batch_size", "num_targets")
         periods = ("validate_every", "checkpoint_every", "keep_last", "gradient_accumulation_steps")
         for name in (*batches, *periods):
             self._check_range(name, 1, float("inf"))

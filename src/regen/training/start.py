@@ -9,7 +9,7 @@ from diffusers.training_utils import EMAModel
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from regen.data.batches import Batch, BatchConfig, TrainingBatches
+from regen.data.batches import Batch, BatchConfig, PictureBatches, TrainingBatches
 from regen.data.clips import Clip, hold_out, prepare_clips
 from regen.models.autoencoder import AutoencoderREGEN
 from regen.models.presets import PRESETS
@@ -19,9 +19,11 @@ from regen.training.config import TrainConfig
 from regen.training.objective import ObjectiveConfig, REGENObjective
 from regen.training.optimizer import make_optimizer
 from regen.training.parallel import broadcast_module, parallelize
+from regen.training.picture_stage import train_picture
 from regen.training.shortcut_init import init_shortcuts
 
 INIT_BATCHES = 40  # that the shortcuts are solved from
+PICTURE_BATCH_SIZE = 10
 
 
 @dataclass
@@ -121,8 +123,23 @@ def build_batches(
     return TrainingBatches(clips, batch_config)
 
 
-def start_shortcuts(model: AutoencoderREGEN, batches: TrainingBatches) -> float:
-    """Solve the shortcuts from the first video batches; PSNR of that codec on them in dB."""
+def start_shortcuts(
+    model: AutoencoderREGEN, batches: TrainingBatches, config: TrainConfig, accelerator: Accelerator
+) -> None:
+    """Train the picture codec, then solve the other shortcuts from the first video batches.
+
+    Every process does, and takes the main process' result.
+    """
+    assert model.shortcut is not None and model.linear_decoder is not None
+    train_picture(
+        model.shortcut.picture,
+        model.config["latent_channels"],
+        PictureBatches(batches, config.picture_steps, PICTURE_BATCH_SIZE),
+        accelerator,
+        config.output / "picture",
+        config.checkpoint_every,
+        config.num_workers,
+    )
     videos: list[torch.Tensor] = []
     for step in range(100 * INIT_BATCHES):  # one batch in five is images
         chunk = batches[step]["chunk"]
@@ -131,7 +148,10 @@ def start_shortcuts(model: AutoencoderREGEN, batches: TrainingBatches) -> float:
             videos.append(chunk)
         if step + 1 >= INIT_BATCHES and videos:
             break
-    return init_shortcuts(model, videos, tqdm)
+    decibels = init_shortcuts(model.cpu(), videos, tqdm)
+    accelerator.print(f"shortcuts start at {decibels:.2f} dB on training crops")
+    for part in (model.shortcut, model.linear_decoder):
+        broadcast_module(part, accelerator)
 
 
 def start_run(
@@ -147,12 +167,8 @@ def start_run(
         checkpoint, damaged = latest_checkpoint(config.output / "checkpoints")
     for path in damaged:
         accelerator.print(f"a checkpoint is damaged and was put aside: {path}")
-    if checkpoint is None and model.shortcut is not None and model.linear_decoder is not None:
-        if accelerator.is_main_process:
-            decibels = start_shortcuts(model, batches)
-            accelerator.print(f"shortcuts start at {decibels:.2f} dB on training crops")
-        for part in (model.shortcut, model.linear_decoder):
-            broadcast_module(part, accelerator)
+    if checkpoint is None and model.shortcut is not None:
+        start_shortcuts(model, batches, config, accelerator)
     settings = ObjectiveConfig(config.noise_only_share, config.detail_weighting)
     objective = REGENObjective(model, settings)
     wrapped = parallelize(objective, config, accelerator)
