@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 
 from regen.training.config import TrainConfig
+from regen.training.plan import PlanConfig
 
 if TYPE_CHECKING:
     from regen.codec import Report
@@ -261,12 +262,26 @@ class Train(TrainConfig):
         train(self)
 
 
+@dataclass(frozen=True)
+class Plan(PlanConfig):
+    """Say what a training run needs, before paying: memory, FLOPs, time, cost. Runs nothing.
+
+    Example: regen plan --preset regen_8x --gpus 32 --gpu h100 --gradient-checkpointing
+    """
+
+    def run(self) -> None:
+        from regen.training.plan import plan
+
+        _print_table(plan(self))
+
+
 Command = (
     Annotated[Reconstruct, tyro.conf.subcommand("reconstruct")]
     | Annotated[Encode, tyro.conf.subcommand("encode")]
     | Annotated[Decode, tyro.conf.subcommand("decode")]
     | Annotated[Info, tyro.conf.subcommand("info")]
     | Annotated[Train, tyro.conf.subcommand("train")]
+    | Annotated[Plan, tyro.conf.subcommand("plan")]
 )
 
 

@@ -5,6 +5,7 @@ bytes and no values; every operation is seen on its way. What is counted is of t
 not of a formula beside it. bfloat16 autocast, as in training.
 """
 
+import gc
 import math
 import weakref
 from collections.abc import Sequence
@@ -78,10 +79,12 @@ def step_cost(
         if on_gpu:
             for module in model.modules():
                 if isinstance(module, AttentionModuleMixin):
-                    module.set_processor(FlashAttention())  # type: ignore[attr-defined]
+                    module.set_processor(FlashAttention())
         objective = REGENObjective(model, ObjectiveConfig())
         memory.ignore(model)
         batch = fake_batch(model, shape)
+        gc.collect()
+        gc.freeze()  # so that collecting in between is quick
         with norms, counter, memory:
             with torch.autocast("cpu", torch.bfloat16):
                 loss = objective(*batch).mean()
@@ -89,6 +92,7 @@ def step_cost(
             saved = memory.mark()
             loss.backward()
         gradients = {memory.key(p.grad) for p in model.parameters() if p.grad is not None}
+    gc.unfreeze()
     copies = memory.copies
     return StepCost(
         flops_forward=flops_forward,
@@ -124,6 +128,7 @@ class LiveBytes(TorchDispatchMode):
         self.keys: dict[int, int] = {}  # of the storages alive, by id
         self.weights: set[int] = set()  # ids of their storages
         self.count = 0
+        self.live = self.largest = 0  # bytes
 
     def ignore(self, model: torch.nn.Module) -> None:
         """The model's own weights are counted elsewhere."""
@@ -163,6 +168,10 @@ class LiveBytes(TorchDispatchMode):
             return
         key, size = self.count, storage.nbytes()
         self.count += 1
+        if self.live + size > 1.02 * self.largest:
+            gc.collect()  # checkpointing of fake tensors leaves cycles, which are no memory of use
+        self.live += size
+        self.largest = max(self.largest, self.live)
         self.keys[name] = key
         self.events.append((key, size))
         if is_copy:
@@ -170,6 +179,7 @@ class LiveBytes(TorchDispatchMode):
 
         def goes() -> None:
             self.events.append((key, -size))
+            self.live -= size
             del self.keys[name]
 
         weakref.finalize(storage, goes)
