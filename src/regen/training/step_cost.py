@@ -90,6 +90,8 @@ def step_cost(
                 loss = objective(*batch).mean()
             flops_forward = counter.get_total_flops()
             saved = memory.mark()
+            if gradient_checkpointing:  # its fake tensors are left in cycles, real ones are not
+                memory.limit = memory.live
             loss.backward()
         gradients = {memory.key(p.grad) for p in model.parameters() if p.grad is not None}
     gc.unfreeze()
@@ -128,7 +130,7 @@ class LiveBytes(TorchDispatchMode):
         self.keys: dict[int, int] = {}  # of the storages alive, by id
         self.weights: set[int] = set()  # ids of their storages
         self.count = 0
-        self.live = self.largest = 0  # bytes
+        self.live, self.limit = 0, math.inf  # bytes; above the limit cycles are collected first
 
     def ignore(self, model: torch.nn.Module) -> None:
         """The model's own weights are counted elsewhere."""
@@ -168,10 +170,10 @@ class LiveBytes(TorchDispatchMode):
             return
         key, size = self.count, storage.nbytes()
         self.count += 1
-        if self.live + size > 1.02 * self.largest:
-            gc.collect()  # checkpointing of fake tensors leaves cycles, which are no memory of use
+        if self.live + size > self.limit:
+            gc.collect()
+            self.limit = max(self.limit, 1.02 * (self.live + size))
         self.live += size
-        self.largest = max(self.largest, self.live)
         self.keys[name] = key
         self.events.append((key, size))
         if is_copy:
