@@ -207,7 +207,7 @@ def plan(config: PlanConfig) -> list[tuple[str, str]]:
         ("  weights in bfloat16", _gib(0 if state.gathered else video.copies_bytes)),
         (f"  {saved}", f"{_gib(video.saved_bytes)} (images {_gib(image.saved_bytes)})"),
         ("  most at once", f"{_gib(peaks[0])} (images {_gib(peaks[1])})"),
-        ("fits", _verdict(config, state, max(peaks), memory)),
+        ("fits", verdict(config, state, max(peaks), memory)),
         ("time of a video step", _seconds(video.flops / rate)),
         ("time of an image step", _seconds(image.flops / rate)),
         ("assumed", f"{config.utilization:.0%} of {tflops:g} TFLOP/s"),
@@ -222,7 +222,7 @@ def plan(config: PlanConfig) -> list[tuple[str, str]]:
     return [row for row in rows if row[1] != _gib(0)]
 
 
-def _verdict(config: PlanConfig, state: StateBytes, peak: float, memory: float) -> str:
+def verdict(config: PlanConfig, state: StateBytes, peak: float, memory: float) -> str:
     """Whether `peak` fits, and if not what to do."""
     usable = USABLE_MEMORY * memory
     if peak <= usable:
