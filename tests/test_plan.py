@@ -117,9 +117,19 @@ def test_state_is_spread_by_fsdp_and_repeated_without() -> None:
 
 
 SMALL_PLAN = PlanConfig(
-    preset="small", gpus=4, video_batch_size=1, image_batch_size=1, steps=10**9, height=32, width=32,
-    image_size=32, num_targets=1, utilization=0.5, peak_tflops=100, price_per_gpu_hour=3,
-)  # fmt: skip
+    preset="small",
+    gpus=4,
+    steps=10**9,
+    video_batch_size=1,
+    image_batch_size=1,
+    height=32,
+    width=32,
+    image_size=32,
+    num_targets=1,
+    utilization=0.5,
+    peak_tflops=100,
+    price_per_gpu_hour=3,
+)
 
 
 def test_the_plan_adds_up(monkeypatch: pytest.MonkeyPatch) -> None:
