@@ -93,7 +93,7 @@ def measured_peak(model: AutoencoderREGEN, shape: StepShape) -> int:
 
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_memory_is_that_of_a_real_step(checkpointing: bool) -> None:
-    """Measured: within 5 %."""
+    """Measured: 0.986 of the plan, 0.983 with checkpointing."""
     config = SMALL_PAPER | {"encoder_block_out_channels": (16, 16, 16, 16)}
     shape = StepShape(2, 64, 96, 5)
     torch.manual_seed(0)
