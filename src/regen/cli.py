@@ -272,11 +272,12 @@ class Shard:
     Example: regen shard clips photos.csv shards; regen train --data shards --output runs/mine
     """
 
-    data: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="IN")]
-    """Folders of clips and photos, and manifests (.csv, .jsonl, .parquet) with the column file, and
-    if known source and caption."""
-    output: OutPath
-    """Folder for shard-000000.tar, shard-000000.index.json, ..."""
+    paths: Annotated[
+        tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="IN [IN ...] OUT")
+    ]
+    """IN: folders of clips and photos, and manifests (.csv, .jsonl, .parquet) with the column file,
+    and if known source and caption. OUT: folder for shard-000000.tar, shard-000000.index.json,
+    ..."""
     max_shard_mb: int = 512
     """Size of a shard in MB (1,000,000 bytes), which only a larger file exceeds."""
     max_bad_share: float = 0.05
@@ -288,23 +289,28 @@ class Shard:
         _check_numbers(max_shard_mb=self.max_shard_mb, num_workers=self.num_workers)
         if not 0 <= self.max_bad_share <= 1:
             raise ValueError(f"--max-bad-share is from 0 to 1, got {self.max_bad_share}")
+        if len(self.paths) < 2:
+            raise ValueError("regen shard takes inputs and, last, the folder for the shards")
         from regen.data.sharding import write_shards
 
+        *data, output = self.paths
         report = write_shards(
-            self.data,
-            self.output,
+            data,
+            output,
             1_000_000 * self.max_shard_mb,
             self.max_bad_share,
             self.num_workers,
         )
-        bad = f"{len(report.bad)}, listed in {self.output / 'bad_clips.txt'}" if report.bad else "0"
+        bad = (
+            f"{len(report.bad)}, listed in {Path(output) / 'bad_clips.txt'}" if report.bad else "0"
+        )
         rows = [
             ("clips", f"{report.num_videos:,}"),
             ("photos", f"{report.num_photos:,}"),
             ("left out", bad),
             ("shards", f"{report.num_shards:,} ({report.num_bytes:,} bytes)"),
             ("finished before", f"{report.num_kept:,}"),
-            ("train on them", f"regen train --data {self.output} --output runs/mine"),
+            ("train on them", f"regen train --data {output} --output runs/mine"),
         ]
         _print_table(rows)
 

@@ -21,7 +21,10 @@ class BadClips:
     def add(self, lines: list[str]) -> None:
         """Those that are not there yet."""
         known = self._lines()
-        new = {_name(line): line for line in lines if _name(line) not in known}
+        new: dict[str, str] = {}
+        for line in lines:
+            if _name(line) not in known:
+                new.setdefault(_name(line), line)
         if new:
             with self.path.open("a") as file:
                 file.write("".join(f"{line}\n" for line in new.values()))

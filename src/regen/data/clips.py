@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from regen.data.finding import find_items
 from regen.data.items import Item
-from regen.data.processes import process_pool
+from regen.data.processes import map_in_order, process_pool
 from regen.video import VideoError, count_frames, open_video, read_frames_at, read_picture
 
 MAX_SHORT_SIDE = 256  # pixels of a video; a photo keeps twice as many
@@ -168,9 +168,8 @@ def _decode_once(items: list[Item], cache: Path) -> ClipSet:
     skipped: list[str] = []
     if missing:
         with process_pool() as pool:
-            reasons = pool.map(
-                _decode_item, [items[i] for i in missing], [paths[i] for i in missing]
-            )
+            jobs = [(items[index], paths[index]) for index in missing]
+            reasons = map_in_order(pool, _decode_item, jobs)
             skipped = [one for one in tqdm(reasons, "decoding", len(missing)) if one]
         for index in missing:
             shapes[index] = _array_shape(paths[index])
@@ -211,7 +210,7 @@ def _count_all(items: list[Item], cache: Path) -> list[tuple[int, int, int] | st
     missing = [index for index, row in enumerate(facts) if row is None]
     if missing:
         with process_pool() as pool:
-            found = pool.map(_count_item, [items[i] for i in missing], chunksize=16)
+            found = map_in_order(pool, _count_item, [(items[index],) for index in missing])
             for index, row in zip(missing, tqdm(found, "counting", len(missing)), strict=True):
                 facts[index] = row
         known |= {items[i].key: facts[i] for i in missing if not isinstance(facts[i], str)}

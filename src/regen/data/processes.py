@@ -5,10 +5,14 @@ import multiprocessing.connection
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
+from typing import Any, TypeVar
+
+T = TypeVar("T")
 
 
 @contextmanager
@@ -24,7 +28,6 @@ def process_pool(num_processes: int | None = None) -> Iterator[ProcessPoolExecut
             try:
                 yield pool
             except BaseException:
-                pool.shutdown(wait=False, cancel_futures=True)
                 for process in set(multiprocessing.active_children()) - before:
                     process.terminate()
                 raise
@@ -33,6 +36,19 @@ def process_pool(num_processes: int | None = None) -> Iterator[ProcessPoolExecut
             "a process that decodes clips died (out of memory, or killed): run the same command "
             "again, what is done is kept"
         ) from None
+
+
+def map_in_order(
+    pool: ProcessPoolExecutor, function: Callable[..., T], arguments: Sequence[tuple[Any, ...]]
+) -> Iterator[T]:
+    """`function(*one)` for each of `arguments`, in order.
+
+    `pool.map` will not do: it cancels what waits when it is left, and an executor whose processes
+    then end trips over that.
+    """
+    futures = deque(pool.submit(function, *one) for one in arguments)
+    while futures:
+        yield futures.popleft().result()
 
 
 def _end_with_parent() -> None:

@@ -19,7 +19,7 @@ from tqdm import tqdm
 from regen.data import places
 from regen.data.finding import find_items
 from regen.data.items import Item
-from regen.data.processes import process_pool
+from regen.data.processes import map_in_order, process_pool
 from regen.data.shards import index_place, read_index, write_index
 from regen.video import open_video
 
@@ -41,7 +41,7 @@ class ShardReport:
 
 def write_shards(
     data: Sequence[str],
-    output: Path,
+    output: str | Path,
     max_shard_bytes: int,
     max_bad_share: float = 0.05,
     num_workers: int | None = None,
@@ -54,6 +54,7 @@ def write_shards(
     """
     if places.is_url(str(output)):
         raise ValueError(f"{output}: shards are written to a local folder; copy them from there")
+    output = Path(output)
     if output.suffix == ".tar" or output.is_file():
         raise ValueError(f"{output} is to be a folder for the shards")
     items = find_items(data, output)
@@ -74,7 +75,7 @@ def write_shards(
         for number, group in enumerate(groups):
             if indexes[number] is None:
                 found = []
-                for one in pool.map(_inspect, group):
+                for one in map_in_order(pool, _inspect, [(item,) for item in group]):
                     found.append(one)
                     bar.update()
                 indexes[number] = _write_shard(output, number, first_key, group, found)
@@ -190,17 +191,20 @@ def _write_shard(
             for key, (item, facts) in enumerate(zip(group, found, strict=True), start=first_key):
                 if isinstance(facts, str):
                     continue
-                texts: dict[str, Any] = {
+                num_frames, width, height = facts
+                fields: dict[str, Any] = {
                     "name": item.name,
                     "source": item.source,
                     "caption": item.caption,
+                    "num_frames": num_frames,
+                    "width": width,
+                    "height": height,
                 }
-                sizes = dict(zip(("num_frames", "width", "height"), facts, strict=True))
                 name = f"{key:09d}{PurePosixPath(item.name).suffix.lower()}"
                 start = _add_item(tar, name, item)
-                text = json.dumps(texts | sizes, ensure_ascii=False, sort_keys=True).encode()
+                text = json.dumps(fields, ensure_ascii=False, sort_keys=True).encode()
                 _add(tar, f"{key:09d}.json", len(text), io.BytesIO(text))
-                members.append({**texts, **sizes, "start": start, "size": item.size})
+                members.append({**fields, "start": start, "size": item.size})
         tar_bytes = temporary.stat().st_size
         temporary.replace(path)
     finally:

@@ -284,6 +284,8 @@ def open_container(path: Path | BinaryIO) -> Any:
     Also for bytes that read and seek; `str` of them is their name in messages.
     """
     source = f"file:{path}" if isinstance(path, Path) else path
+    if not isinstance(path, Path):
+        path.seek(0)
     try:
         container = av.open(source, options={"protocol_whitelist": "file"})
     except (av.FFmpegError, OSError) as error:
