@@ -30,19 +30,11 @@ _SEEKABLE_CODECS = ("h264", "hevc", "vp9", "av1", "mpeg4", "ffv1", "mjpeg")
 
 
 @dataclass(frozen=True)
-class _Key:
-    """A key frame: its presentation time, and the time that a seek to it asks for."""
-
-    pts: int
-    seek: int
-
-
-@dataclass(frozen=True)
 class _Times:
     """Presentation times of all frames and of the key frames, both in order."""
 
     frames: list[int]
-    keys: list[_Key]
+    keys: list[int]
 
 
 def count_frames(file: Path | BinaryIO) -> tuple[int, int, int]:
@@ -96,9 +88,8 @@ def read_frames_at(
 def _list_times(container: Any, stream: Any, file: Path | BinaryIO) -> _Times | None:
     """Of all packets, without decoding; None where they do not tell the frames."""
     frames: list[int] = []
-    keys: list[_Key] = []
+    keys: list[int] = []
     num_packets, is_clear = 0, stream.codec_context.name in _SEEKABLE_CODECS
-    by_decoding_time = "mp4" in container.format.name  # what its index is sorted by
     for packet in _guarded(container.demux(stream), file):
         if packet.size == 0:
             continue
@@ -107,31 +98,27 @@ def _list_times(container: Any, stream: Any, file: Path | BinaryIO) -> _Times | 
             is_clear = False
             continue
         if packet.is_keyframe:
-            is_timed = by_decoding_time and packet.dts is not None
-            keys.append(_Key(packet.pts, packet.dts if is_timed else packet.pts))
+            keys.append(packet.pts)
         if not packet.is_discard:  # before the start that an edit list sets
             frames.append(packet.pts)
     if num_packets < num_listed(container, stream):
         raise VideoError(f"{file}: the file is cut short; get it again in full")
     is_clear = is_clear and bool(frames) and bool(keys) and len(set(frames)) == len(frames)
-    return _Times(sorted(frames), sorted(keys, key=lambda key: key.pts)) if is_clear else None
+    return _Times(sorted(frames), sorted(keys)) if is_clear else None
 
 
 def _seek_all(
     container: Any, stream: Any, times: _Times, wanted: Sequence[int], file: Path | BinaryIO
 ) -> dict[int, np.ndarray]:
     """Pictures at the presentation times `wanted` (sorted), as far as seeking finds them."""
-    starts = [key.pts for key in times.keys]
 
     def key_before(pts: int) -> int:
-        return max(0, bisect.bisect_right(starts, pts) - 1)
+        return times.keys[max(0, bisect.bisect_right(times.keys, pts) - 1)]
 
     found: dict[int, np.ndarray] = {}
     turns = None
-    for index, group in groupby(wanted, key_before):
-        for frame in _guarded(
-            _decode_from(container, stream, times.keys[index].seek, set(group)), file
-        ):
+    for key, group in groupby(wanted, key_before):
+        for frame in _guarded(_decode_from(container, stream, key, set(group)), file):
             turns = turns or frame_orientation(frame)
             found[frame.pts] = frame_pixels(frame, *turns)
     return found
