@@ -132,6 +132,20 @@ def test_the_share_of_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
     assert loader.wait_share() == 0
 
 
+def test_other_clips_than_at_the_start_are_told(data: Path, tmp_path: Path, capfd) -> None:
+    write_shards([str(data)], tmp_path / "shards", 10**9, num_workers=1)
+    config = config_of(data, tmp_path / "run")
+    accelerator = loop.Accelerator()
+    for one, is_told in (
+        (config, False),
+        (replace(config, data=(str(tmp_path / "shards"),)), False),  # the same, packed
+        (replace(config, validation_sources=2), True),
+    ):
+        capfd.readouterr()
+        loop.load_clips(one, accelerator)
+        assert ("not those that the run started with" in capfd.readouterr().out) == is_told
+
+
 def test_excluded_sources_do_not_train_or_validate(data: Path, tmp_path: Path, seen) -> None:
     options = {"exclude_sources": ("0.mkv", "1.png"), "steps": 1, "validation_sources": 1}
     config = config_of(data, tmp_path / "run", **options)

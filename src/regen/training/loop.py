@@ -4,8 +4,11 @@ Every random draw follows from (seed, rank, step), so a run that was stopped and
 the same command is, on a CPU, the undisturbed run, bit for bit.
 """
 
+import hashlib
+import json
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -106,12 +109,23 @@ def load_clips(
         bad_clips.start(clip_set.skipped)
     clips = exclude_sources(clip_set.clips, config.exclude_sources)
     training, validation = hold_out(clips, config.validation_sources)
+    if is_other_data(config.output / "data.txt", training, accelerator.is_main_process):
+        accelerator.print("the clips are not those that the run started with: batches will differ")
     num_videos = sum(not clip.is_photo for clip in training)
     accelerator.print(
         f"{num_videos} clips and {len(training) - num_videos} photos to train on, "
         f"{len(validation)} clips to validate on"
     )
     return training, validation, bad_clips
+
+
+def is_other_data(path: Path, clips: list[Clip], is_main: bool) -> bool:
+    """Whether the run started with other clips; at its start `path` keeps what tells them."""
+    rows = [[clip.item.name, clip.source, clip.num_frames] for clip in clips]
+    told = hashlib.sha256(json.dumps(rows).encode()).hexdigest()
+    if not path.exists() and is_main:
+        path.write_text(f"{told}\n")
+    return path.exists() and path.read_text().strip() != told
 
 
 def build_model(config: TrainConfig, accelerator: Accelerator) -> AutoencoderREGEN:
