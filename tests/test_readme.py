@@ -71,6 +71,9 @@ def desk(small_model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> 
         for index, picture in enumerate(pictures):
             writer.write(picture, index / rate)
     shutil.copy(clip, folder / "clip.mp4")
+    for name in ("clips", "photos"):
+        (folder / name).mkdir()
+        shutil.copy(clip, folder / name / f"{name}.mp4")
     shutil.copytree(small_model_folder, folder / "runs" / "mine" / "model")
     return folder
 
