@@ -4,8 +4,11 @@ Every random draw follows from (seed, rank, step), so a run that was stopped and
 the same command is, on a CPU, the undisturbed run, bit for bit.
 """
 
+import hashlib
+import json
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,22 +16,23 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import ProjectConfiguration
 from diffusers.training_utils import EMAModel
-from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from regen.data.bad_clips import BadClips
 from regen.data.batches import Batch, BatchConfig, PictureBatches, TrainingBatches, to_float
-from regen.data.clips import Clip, hold_out, prepare_clips
+from regen.data.clips import Clip, exclude_sources, hold_out, prepare_clips
 from regen.flow import EPSILON_MAX_TIMESTEP
 from regen.models.autoencoder import AutoencoderREGEN
 from regen.models.presets import PRESETS
 from regen.training.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
 from regen.training.config import TrainConfig, check_run_config, write_run_config
 from regen.training.export import export
+from regen.training.loading import TimedLoader
 from regen.training.objective import ObjectiveConfig, REGENObjective, draw_timesteps
 from regen.training.optimizer import learning_rate_factor, make_optimizer
 from regen.training.picture_stage import train_picture
 from regen.training.shortcut_init import init_shortcuts
-from regen.training.stopping import StopSignals, ignore_signals
+from regen.training.stopping import StopSignals
 from regen.training.validation import append_record, drop_records_after, validate
 
 LOG_EVERY = 50  # iterations
@@ -49,6 +53,7 @@ class Run:
     ema: EMAModel
     batches: TrainingBatches
     validation_clips: list[Clip]
+    bad_clips: BadClips
     step: int = 0
     elapsed_s: float = 0.0
 
@@ -70,8 +75,8 @@ def train(config: TrainConfig) -> None:
         ),
     )
     with accelerator.main_process_first():
-        training_clips, validation_clips = load_clips(config, accelerator)
-    run = start_run(config, accelerator, training_clips, validation_clips)
+        training_clips, validation_clips, bad_clips = load_clips(config, accelerator)
+    run = start_run(config, accelerator, training_clips, validation_clips, bad_clips)
     if accelerator.is_main_process:
         write_run_config(config.output / "config.json", config)
         drop_records_after(config.output / "validation.jsonl", run.step)
@@ -87,31 +92,42 @@ def train(config: TrainConfig) -> None:
         accelerator.end_training()
 
 
-def load_clips(config: TrainConfig, accelerator: Accelerator) -> tuple[list[Clip], list[Clip]]:
-    """(training, validation) clips; what cannot be read is counted, printed, and in skipped.txt.
+def load_clips(
+    config: TrainConfig, accelerator: Accelerator
+) -> tuple[list[Clip], list[Clip], BadClips]:
+    """(training, validation) clips, and those that cannot be read: counted, printed, in a file.
 
-    Raises ValueError where that is more than `config.max_bad_share`.
+    Raises ValueError where they are more than `config.max_bad_share`.
     """
-    clip_set = prepare_clips(list(config.data), config.cache or config.output / "cache")
+    cache = config.cache if config.cache and config.decode_once else config.output / "cache"
+    clip_set = prepare_clips(config.data, cache, config.decode_once)
     num_skipped = len(clip_set.skipped)
     num_files = len(clip_set.clips) + num_skipped
-    listing = config.output / "skipped.txt"
-    if accelerator.is_main_process:
-        config.output.mkdir(parents=True, exist_ok=True)
-        listing.unlink(missing_ok=True)
-        if num_skipped:
-            listing.write_text("\n".join(clip_set.skipped) + "\n")
+    bad_clips = BadClips(config.output / "bad_clips.txt", num_files, config.max_bad_share)
     if num_skipped:
-        accelerator.print(f"skipped {num_skipped} of {num_files} files, listed in {listing}:")
+        accelerator.print(f"skipped {num_skipped} of {num_files} files, see {bad_clips.path}:")
         accelerator.print("\n".join(clip_set.skipped[:10] + ["..."] * (num_skipped > 10)))
-    if num_skipped > config.max_bad_share * num_files:
-        raise ValueError(
-            f"{num_skipped} of {num_files} files cannot be read, above --max-bad-share "
-            f"{config.max_bad_share:g}; the first: {clip_set.skipped[0]}"
-        )
-    training, validation = hold_out(clip_set.clips, config.validation_sources)
-    accelerator.print(f"{len(training)} files to train on, {len(validation)} clips to validate on")
-    return training, validation
+    if accelerator.is_main_process:
+        bad_clips.start(clip_set.skipped)
+    clips = exclude_sources(clip_set.clips, config.exclude_sources)
+    training, validation = hold_out(clips, config.validation_sources)
+    if is_other_data(config.output / "data.txt", training, accelerator.is_main_process):
+        accelerator.print("the clips are not those that the run started with: batches will differ")
+    num_videos = sum(not clip.is_photo for clip in training)
+    accelerator.print(
+        f"{num_videos} clips and {len(training) - num_videos} photos to train on, "
+        f"{len(validation)} clips to validate on"
+    )
+    return training, validation, bad_clips
+
+
+def is_other_data(path: Path, clips: list[Clip], is_main: bool) -> bool:
+    """Whether the run started with other clips; at its start `path` keeps what tells them."""
+    rows = [[clip.item.name, clip.source, clip.num_frames] for clip in clips]
+    told = hashlib.sha256(json.dumps(rows).encode()).hexdigest()
+    if not path.exists() and is_main:
+        path.write_text(f"{told}\n")
+    return path.exists() and path.read_text().strip() != told
 
 
 def build_model(config: TrainConfig, accelerator: Accelerator) -> AutoencoderREGEN:
@@ -132,7 +148,11 @@ def build_batches(
         seed=config.seed,
         num_steps=config.steps,
         temporal_compression_ratio=model.temporal_compression_ratio,
+        shapes=config.shapes,
         crop=config.crop,
+        image_size=config.image_size,
+        video_size=config.video_size,
+        image_share=config.image_share,
         video_batch_size=config.video_batch_size,
         image_batch_size=config.image_batch_size,
         num_targets=config.num_targets,
@@ -173,6 +193,7 @@ def start_run(
     accelerator: Accelerator,
     training_clips: list[Clip],
     validation_clips: list[Clip],
+    bad_clips: BadClips,
 ) -> Run:
     """A new run, or one restored from the newest whole checkpoint below `config.output`."""
     model = build_model(config, accelerator)
@@ -191,7 +212,9 @@ def start_run(
         objective = torch.compile(objective, dynamic=False)  # type: ignore[assignment]
     # Choice: averaged weights are what is validated and exported. They are smoother than the last.
     ema = EMAModel(model.parameters(), decay=config.ema_decay, use_ema_warmup=True, power=0.75)
-    run = Run(config, accelerator, model, objective, optimizer, ema, batches, validation_clips)
+    run = Run(
+        config, accelerator, model, objective, optimizer, ema, batches, validation_clips, bad_clips
+    )
     if checkpoint is not None:
         run.step, run.elapsed_s = load_checkpoint(checkpoint, model, ema, optimizer)
         accelerator.print(f"going on at step {run.step} of {config.steps}")
@@ -201,19 +224,14 @@ def start_run(
 def run_steps(run: Run) -> None:
     """All that is left of the run, with its validations and checkpoints."""
     config, accelerator = run.config, run.accelerator
-    loader: DataLoader[Batch] = DataLoader(
-        run.batches,
-        batch_size=None,
-        sampler=range(run.step, config.steps),
-        num_workers=config.num_workers,
-        worker_init_fn=ignore_signals,
-    )
+    loader = TimedLoader(run.batches, range(run.step, config.steps), config.num_workers)
     started = time.monotonic() - run.elapsed_s
     losses: list[float] = []
     is_main = accelerator.is_main_process
     bar = tqdm(total=config.steps, initial=run.step, unit="step", disable=not is_main)
     with bar, StopSignals() as stop:
         for batch in loader:
+            run.bad_clips.add(list(batch["bad_clips"]))
             losses.append(train_step(run, batch))
             run.ema.step(run.model.parameters())
             run.step += 1
@@ -222,7 +240,8 @@ def run_steps(run: Run) -> None:
             is_last = run.step == config.steps
             if run.step % LOG_EVERY == 0:
                 loss = float(np.mean(losses))
-                accelerator.log({"train/loss": loss}, step=run.step)
+                values = {"train/loss": loss, "train/data_wait_share": loader.wait_share()}
+                accelerator.log(values, step=run.step)
                 bar.set_postfix_str(f"loss {loss:.4f}")
                 losses.clear()
             if is_main and (is_last or run.step % config.validate_every == 0):
