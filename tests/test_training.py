@@ -560,7 +560,7 @@ def test_the_picture_stage_learns(data: Path, tmp_path: Path) -> None:
             codes = picture.encode(frames)
             fewer = torch.cat([codes[:, :4], torch.zeros_like(codes[:, 4:])], dim=1)
             errors.append([(picture.decode(c) - frames).square().mean() for c in (codes, fewer)])
-    assert errors[1][0] < 0.9 * errors[0][0] and errors[1][1] < 0.9 * errors[0][1], errors
+    assert errors[1][0] < 0.95 * errors[0][0] and errors[1][1] < 0.95 * errors[0][1], errors
     assert not any(parameter.requires_grad for parameter in after.parameters())
 
 

@@ -34,7 +34,7 @@ def repeat_edges(picture: torch.Tensor) -> torch.Tensor:
 def convolve(conv: nn.Conv2d, planes: torch.Tensor) -> torch.Tensor:
     """`conv` in float32 (or autocast's type), whatever the model's dtype."""
     bias = None if conv.bias is None else conv.bias.float()
-    return F.conv2d(planes, conv.weight.float(), bias, padding=conv.padding)  # type: ignore[arg-type]
+    return F.conv2d(planes, conv.weight.float(), bias, padding=conv.padding)
 
 
 class PictureBlock(nn.Module):
@@ -46,7 +46,7 @@ class PictureBlock(nn.Module):
         self.conv1 = nn.Conv2d(width, width, 3, padding=1)
         self.conv2 = nn.Conv2d(width, width, 3, padding=1)
         nn.init.zeros_(self.conv2.weight)
-        nn.init.zeros_(self.conv2.bias)  # type: ignore[arg-type]
+        nn.init.zeros_(self.conv2.bias)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         power = hidden_states.float().square().mean(dim=1, keepdim=True) + 1e-6
@@ -67,7 +67,7 @@ class PictureNetwork(nn.Module):
         self.blocks = nn.ModuleList(PictureBlock(width) for _ in range(num_blocks))
         self.conv_out = nn.Conv2d(width, out_channels, 3, padding=1)
         nn.init.zeros_(self.conv_out.weight)
-        nn.init.zeros_(self.conv_out.bias)  # type: ignore[arg-type]
+        nn.init.zeros_(self.conv_out.bias)
 
     def forward(self, planes: torch.Tensor) -> torch.Tensor:
         hidden_states = planes.contiguous(memory_format=torch.channels_last)
