@@ -46,7 +46,7 @@ class PictureBlock(nn.Module):
         self.conv1 = nn.Conv2d(width, width, 3, padding=1)
         self.conv2 = nn.Conv2d(width, width, 3, padding=1)
         nn.init.zeros_(self.conv2.weight)
-        nn.init.zeros_(self.conv2.bias)
+        nn.init.zeros_(self.conv2.bias)  # type: ignore[arg-type]
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         power = hidden_states.float().square().mean(dim=1, keepdim=True) + 1e-6
@@ -67,7 +67,7 @@ class PictureNetwork(nn.Module):
         self.blocks = nn.ModuleList(PictureBlock(width) for _ in range(num_blocks))
         self.conv_out = nn.Conv2d(width, out_channels, 3, padding=1)
         nn.init.zeros_(self.conv_out.weight)
-        nn.init.zeros_(self.conv_out.bias)
+        nn.init.zeros_(self.conv_out.bias)  # type: ignore[arg-type]
 
     def forward(self, planes: torch.Tensor) -> torch.Tensor:
         hidden_states = planes.contiguous(memory_format=torch.channels_last)
