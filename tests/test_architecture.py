@@ -25,7 +25,7 @@ ROOMS: dict[str, set[str]] = {
     "evaluation": {"video"},
     "training": {"flow", "models", "data", "evaluation"},
     "codec": {"video", "chunking", "latents", "models", "evaluation"},
-    "cli": {"video", "latents", "models", "training", "codec"},
+    "cli": {"video", "latents", "models", "data", "training", "codec"},
     "weights": set(),
     "__init__": {"models"},  # its two public names, on first use
     "__main__": {"cli"},

@@ -10,8 +10,13 @@ import pytest
 import torch
 from PIL import Image
 
+from regen.data import clips as clips_module
+from regen.data.bad_clips import BadClips
 from regen.data.batches import BatchConfig, TrainingBatches, to_float
-from regen.data.clips import Clip, fair_shares, find_media, hold_out, prepare_clips
+from regen.data.buckets import image_shapes, nearest_shape, video_shapes
+from regen.data.clips import Clip, exclude_sources, fair_shares, hold_out, prepare_clips
+from regen.data.finding import find_items
+from regen.data.items import Item
 from regen.video import VideoWriter
 
 RATIO = 8
@@ -33,7 +38,12 @@ def ramp_photo(height: int = 128, width: int = 250) -> np.ndarray:
 def clip_of(folder: Path, name: str, frames: np.ndarray, source: str = "", photo=False) -> Clip:
     array_path = folder / f"{name}.npy"
     np.save(array_path, frames)
-    return Clip(folder / name, source or name, array_path, photo)
+    return Clip(item_of(folder, name, source, photo), *frames.shape[:3], array_path)
+
+
+def item_of(folder: Path, name: str, source: str = "", photo=False) -> Item:
+    file = name + (".png" if photo else ".mkv")
+    return Item(str(folder / file), file, source or name, "", 0)
 
 
 def batch_config(**options) -> BatchConfig:
@@ -112,12 +122,17 @@ def test_to_float_spans_minus_one_to_one() -> None:
     assert video.tolist() == [-1.0, 1.0]
 
 
+def video_of(batches: TrainingBatches, seed: int, task: str) -> tuple:
+    rng = np.random.default_rng(seed)
+    return batches._video(rng, task, batches.video_bucket(rng))
+
+
 def videos_of(clip: Clip, task: str, num_samples: int, **options) -> list[tuple]:
     """(values of the chunk's frames, of the targets, frame_times) of `num_samples` samples."""
     batches = TrainingBatches([clip], batch_config(photo_share=0.0, **options))
     samples = []
     for seed in range(num_samples):
-        chunk, target, times = batches._video(np.random.default_rng(seed), task)
+        chunk, target, times = video_of(batches, seed, task)
         assert (chunk == chunk[:, :, :1, :1]).all() and (target == target[:, :, :1, :1]).all()
         samples.append(
             (
@@ -230,7 +245,7 @@ def test_a_photo_under_a_moving_crop_moves(tmp_path: Path) -> None:
     batches = TrainingBatches([photo], batch_config(short_share=0.0))
     moved = 0
     for seed in range(50):
-        chunk, target, times = batches._video(np.random.default_rng(seed), "reconstruction")
+        chunk, target, times = video_of(batches, seed, "reconstruction")
         place = chunk[:2, :, 0, 0].int()  # x and y of the crop's corner
         steps = place.diff(dim=1)
         moved += bool((place[:, 0] != place[:, -1]).any())
@@ -241,7 +256,7 @@ def test_a_photo_under_a_moving_crop_moves(tmp_path: Path) -> None:
     assert moved >= 40
     # The clip's own frames do not drift: a video sample is of one region throughout.
     still = clip_of(tmp_path, "s", np.repeat(ramp_photo(), 12, axis=0))
-    chunk, _, _ = TrainingBatches([still], batch_config())._video(np.random.default_rng(0), "x")
+    chunk, _, _ = video_of(TrainingBatches([still], batch_config()), 0, "x")
     assert (chunk == chunk[:, :1]).all()
 
 
@@ -255,23 +270,143 @@ def test_crops_stay_inside_and_scale_down(tmp_path: Path) -> None:
     assert TrainingBatches([smaller], batch_config())[0]["chunk"].shape[-1] == CROP
 
 
+# --- shapes ---
+
+
+def test_shapes_keep_the_area_and_cover_the_ratios() -> None:
+    shapes = image_shapes(256)
+    assert (256, 256) in shapes and len(set(shapes)) == len(shapes)
+    for height, width in shapes:
+        assert height % 32 == width % 32 == 0 and (width, height) in shapes
+        assert 0.9 < height * width / 256**2 < 1.1
+    assert video_shapes((192, 320)) == [(192, 320), (320, 192)]
+    assert video_shapes((64, 64)) == [(64, 64)]
+    for sides, expected in (
+        ((256, 256), (256, 256)),
+        ((1080, 1920), (192, 352)),
+        ((640, 480), (288, 224)),
+        ((100, 3000), (128, 512)),
+    ):
+        assert shapes[nearest_shape(*sides, shapes)] == expected
+
+
+def test_a_batch_of_aspect_has_one_shape_and_one_length(tmp_path: Path) -> None:
+    clips = [
+        clip_of(tmp_path, "wide", grey_frames(30, 64, 112)),
+        clip_of(tmp_path, "high", grey_frames(30, 112, 64)),
+        clip_of(tmp_path, "brief", grey_frames(4, 64, 112)),
+        clip_of(tmp_path, "photo", ramp_photo(128, 128), photo=True),
+    ]
+    config = batch_config(
+        shapes="aspect", image_size=96, video_size=(32, 64), short_share=0.5, photo_share=0.0
+    )
+    batches = TrainingBatches(clips, config)
+    seen, brief_in_long = set(), 0
+    for step in range(80):
+        batch = batches[step]
+        values = batch["chunk"][:, 0, :, 0, 0].int()
+        is_image = batch["task"] == "image"
+        lengths = {len(torch.unique(row)) for row in values}
+        seen.add((is_image, tuple(batch["chunk"].shape[3:]), len(lengths) == 1 and max(lengths)))
+        if not is_image and max(lengths) == RATIO + 1:
+            brief_in_long += min(lengths) < RATIO + 1
+    images = {shape for is_image, shape, _ in seen if is_image}
+    videos = {shape for is_image, shape, _ in seen if not is_image}
+    assert images == set(image_shapes(96)) == {(64, 128), (96, 96), (128, 64)}
+    assert videos == {(32, 64), (64, 32)}
+    assert {length for is_image, _, length in seen if not is_image} >= {2, 3, 5, 8, RATIO + 1}
+    assert brief_in_long == 0  # a clip of 4 frames makes no chunk of 9
+
+
+def test_aspect_shows_whole_pictures(tmp_path: Path) -> None:
+    photo = clip_of(tmp_path, "p", ramp_photo(128, 192), photo=True)
+    config = batch_config(shapes="aspect", image_size=64, image_share=1.0, image_batch_size=50)
+    pictures = TrainingBatches([photo], config)[0]["chunk"][:, :, 0].int()
+    assert pictures.shape[2:] == (64, 64)  # nearest to 2 : 3 of those there are
+    rows = pictures[:, 1, -1, 0] - pictures[:, 1, 0, 0]
+    assert (rows > 120).all()  # from the top to the bottom, always
+    left = pictures[:, 0, 0].min(dim=1).values
+    assert left.min() < 10 and left.max() > 50  # what the shape leaves over is cut at random places
+
+
+def test_every_clip_is_drawn_by_its_share_whatever_the_shapes(tmp_path: Path) -> None:
+    """The first pixel tells the clip."""
+    clips = []
+    for index, (height, width) in enumerate(((64, 112), (64, 96), (112, 64), (64, 64))):
+        frames = np.full((12, height, width, 3), 50 * index, np.uint8)
+        source = "both" if index < 2 else ""
+        clips.append(clip_of(tmp_path, str(index), frames, source))
+    options = {"video_batch_size": 1, "image_share": 0.0, "video_size": (32, 64)}
+    batches = TrainingBatches(clips, batch_config(shapes="aspect", **options))
+    drawn = [int(batches[step]["chunk"][0, 0, 0, 0, 0]) // 50 for step in range(600)]
+    for index, share in enumerate(fair_shares(clips)):
+        deviation = (600 * share * (1 - share)) ** 0.5
+        assert abs(drawn.count(index) - 600 * share) < 4 * deviation
+
+
+# --- clips that turn out bad ---
+
+
+def damaged(folder: Path, name: str) -> Clip:
+    clip = clip_of(folder, name, grey_frames(20))
+    assert clip.array_path is not None
+    clip.array_path.write_bytes(clip.array_path.read_bytes()[:5000])
+    return clip
+
+
+def test_a_bad_clip_is_replaced_named_and_the_rest_is_as_before(
+    mixed: list[Clip], tmp_path: Path
+) -> None:
+    clips = [*mixed, damaged(tmp_path, "bad")]
+    batches = TrainingBatches(clips, batch_config())
+    first = [batches[step] for step in range(30)]
+    names = {line.partition(": ")[0] for batch in first for line in batch["bad_clips"]}
+    assert names == {str(tmp_path / "bad.mkv")}
+    assert all("\n" not in line for batch in first for line in batch["bad_clips"])
+    assert any(not batch["bad_clips"] for batch in first)
+    again = TrainingBatches(clips, batch_config())
+    for step in (29, 7, 8, 0):  # another order, as after a resumption
+        assert equal(first[step], again[step])
+        assert first[step]["bad_clips"] == again[step]["bad_clips"]
+
+
+def test_nothing_but_bad_clips_is_an_error(tmp_path: Path) -> None:
+    batches = TrainingBatches([damaged(tmp_path, "bad")], batch_config())
+    with pytest.raises(ValueError, match="100 clips in a row cannot be read") as caught:
+        batches[0]
+    assert "\n" not in str(caught.value)
+
+
+def test_bad_clips_are_counted_once_and_stop_above_the_share(tmp_path: Path) -> None:
+    bad = BadClips(tmp_path / "run" / "bad_clips.txt", 10, 0.2)
+    bad.start(["a.mp4: cut"])
+    other_process = BadClips(bad.path, 10, 0.2)
+    other_process.add(["b.mp4: frame 3: cut", "b.mp4: frame 7: cut"])
+    bad.add(["a.mp4: cut", "b.mp4: no file"])
+    bad.add([])
+    assert bad.path.read_text() == "a.mp4: cut\nb.mp4: frame 3: cut\n"
+    with pytest.raises(ValueError, match=r"3 of 10 .*--max-bad-share 0\.2; listed in .*a\.mp4"):
+        bad.add(["c.mp4: cut"])
+    bad.start([])
+    assert not bad.path.exists()
+
+
 # --- shares and held-out sources ---
 
 
 def test_fair_shares(tmp_path: Path) -> None:
-    array = tmp_path / "x.npy"
-    clips = [Clip(tmp_path / f"{i}", "many", array, False) for i in range(4)]
-    clips.append(Clip(tmp_path / "one", "one", array, False))
+    clips = [clip_of(tmp_path, f"{i}", grey_frames(1), "many") for i in range(4)]
+    clips.append(clip_of(tmp_path, "one", grey_frames(1)))
     shares = fair_shares(clips)
     assert shares.sum() == pytest.approx(1)
     assert shares[:4].sum() == pytest.approx(2 * shares[4])
 
 
 def test_held_out_sources_never_train(tmp_path: Path) -> None:
-    array = tmp_path / "x.npy"
-    clips = [Clip(tmp_path / f"{s}{i}", f"s{s}", array, False) for s in range(6) for i in range(3)]
-    clips += [Clip(tmp_path / f"big{i}", "big", array, False) for i in range(4)]
-    clips += [Clip(tmp_path / f"photo{i}", f"photo{i}", array, True) for i in range(5)]
+    frame = grey_frames(1)
+    clips = [clip_of(tmp_path, f"{s}{i}", frame, f"s{s}") for s in range(6) for i in range(3)]
+    clips += [clip_of(tmp_path, f"big{i}", frame, "big") for i in range(4)]
+    clips += [clip_of(tmp_path, f"photo{i}", frame, photo=True) for i in range(5)]
     training, validation = hold_out(clips, 4)
     assert len(validation) == 4
     held = {clip.source for clip in validation}
@@ -289,6 +424,28 @@ def test_held_out_sources_never_train(tmp_path: Path) -> None:
     assert hold_out(one, 4) == (one, [])
 
 
+def test_photos_are_lost_only_where_they_must_be(tmp_path: Path) -> None:
+    """Sources without photos are held out first; a held-out source trains with nothing."""
+    clips = [clip_of(tmp_path, f"{i}", grey_frames(1), f"s{i}") for i in range(8)]
+    photos = [clip_of(tmp_path, f"p{i}", grey_frames(1), f"s{i}", photo=True) for i in range(4)]
+    training, validation = hold_out(clips + photos, 4)
+    assert {clip.source for clip in validation} == {"s4", "s5", "s6", "s7"}
+    assert all(photo in training for photo in photos)
+    training, validation = hold_out(clips + photos, 6)
+    assert sum(photo in training for photo in photos) == 2
+    assert not {clip.source for clip in validation} & {clip.source for clip in training}
+
+
+def test_excluded_sources_are_nowhere(tmp_path: Path) -> None:
+    clips = [clip_of(tmp_path, f"{i}", grey_frames(1), f"s{i % 3}") for i in range(6)]
+    clips.append(clip_of(tmp_path, "photo", grey_frames(1), "s1", photo=True))
+    left = exclude_sources(clips, ["s1"])
+    assert [clip.source for clip in left] == ["s0", "s2", "s0", "s2"]
+    assert exclude_sources(clips, []) == clips
+    with pytest.raises(ValueError, match="no clip is of s9"):
+        exclude_sources(clips, ["s1", "s9"])
+
+
 # --- files ---
 
 
@@ -302,20 +459,41 @@ def folder(tmp_path: Path) -> Path:
     return data
 
 
-def test_prepare_keeps_frames_and_reads_the_manifest(folder: Path, tmp_path: Path) -> None:
+def test_prepare_keeps_frames_and_reads_the_manifest(
+    folder: Path, tmp_path: Path, monkeypatch
+) -> None:
     (folder / "manifest.csv").write_text("file,source\na.mkv,film\nc.png,\n")
     prepared = prepare_clips([folder], tmp_path / "cache")
-    assert [clip.path.name for clip in prepared.clips] == ["a.mkv", "c.png", "b.mkv"]
+    assert [clip.item.name for clip in prepared.clips] == ["a.mkv", "c.png", "deep/b.mkv"]
     assert [clip.source for clip in prepared.clips] == ["film", "c.png", "deep/b.mkv"]
     assert [clip.is_photo for clip in prepared.clips] == [False, True, False]
     assert not prepared.skipped
     assert np.array_equal(prepared.clips[0].frames(), grey_frames(12))  # FFV1 is lossless
     assert np.array_equal(prepared.clips[1].frames(), ramp_photo())
-    small = prepare_clips([folder], tmp_path / "small", max_short_side=64, max_frames=5)
-    assert small.clips[0].frames().shape == (5, 64, 72, 3)
-    assert small.clips[1].frames().shape == (1, 128, 250, 3)
-    names = find_media([folder, folder / "deep"])  # b.mkv is below both: once
-    assert len(names) == 3
+    monkeypatch.setattr(clips_module, "MAX_SHORT_SIDE", 32)
+    monkeypatch.setattr(clips_module, "MIN_SIDE", 32)
+    monkeypatch.setattr(clips_module, "MAX_FRAMES", 5)
+    small = prepare_clips([folder], tmp_path / "small")
+    drawn = prepare_clips([folder], tmp_path / "small", decode_once=False)
+    for prepared in (small, drawn):
+        assert prepared.clips[0].frames().shape == (5, 32, 36, 3)
+        assert prepared.clips[1].frames().shape == (1, 64, 125, 3)
+    for one, other in zip(small.clips, drawn.clips, strict=True):
+        assert np.array_equal(one.frames(), other.frames())
+    items = find_items([folder, folder / "deep"], tmp_path)  # b.mkv is below both: once
+    assert len(items) == 3
+
+
+def test_decoding_when_drawn_gives_the_same_batches(folder: Path, tmp_path: Path) -> None:
+    cached = prepare_clips([folder], tmp_path / "cache")
+    for _ in range(2):  # the second time with the counts of the first
+        drawn = prepare_clips([folder], tmp_path / "drawn", decode_once=False)
+        assert [path.name for path in (tmp_path / "drawn").iterdir()] == ["counts.json"]
+        for shapes in ("square", "aspect"):
+            config = batch_config(shapes=shapes, image_size=64, video_size=(32, 64))
+            one = TrainingBatches(cached.clips, config)
+            other = TrainingBatches(drawn.clips, config)
+            assert all(equal(one[step], other[step]) for step in range(8))
 
 
 def test_unreadable_files_are_skipped_and_named(folder: Path, tmp_path: Path) -> None:
@@ -329,11 +507,15 @@ def test_unreadable_files_are_skipped_and_named(folder: Path, tmp_path: Path) ->
     (folder / "notes.txt").touch()
     for _ in range(2):  # the second time from the cache
         prepared = prepare_clips([folder], tmp_path / "cache")
-        assert {clip.path.name for clip in prepared.clips} == {"a.mkv", "b.mkv", "c.png"}
+        names = {Path(clip.item.name).name for clip in prepared.clips}
+        assert names == {"a.mkv", "b.mkv", "c.png"}
         named = sorted(line.split(":")[0] for line in prepared.skipped)
         bad = ["bad.png", "cut.mkv", "empty.mp4", "little.mkv", "text.mp4"]
         assert named == [str(folder / name) for name in bad]
         assert all("\n" not in line for line in prepared.skipped)
+        drawn = prepare_clips([folder], tmp_path / "drawn", decode_once=False)
+        found = {line.split(":")[0] for line in drawn.skipped}
+        assert found == {str(folder / name) for name in bad} - {str(folder / "cut.mkv")}
     assert "200x48" in next(line for line in prepared.skipped if "little" in line)
 
 
@@ -360,9 +542,10 @@ def test_damaged_arrays_are_decoded_again(folder: Path, tmp_path: Path) -> None:
     assert clips[2].array_path.stat().st_mtime_ns == untouched  # what is whole is kept
     # Damaged, and its source too by now: skipped, not used.
     clips[0].array_path.write_bytes(data[:100])
-    stat = clips[0].path.stat()
-    clips[0].path.write_bytes(b"x" * stat.st_size)
-    os.utime(clips[0].path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    path = Path(clips[0].item.place)
+    stat = path.stat()
+    path.write_bytes(b"x" * stat.st_size)
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
     again = prepare_clips([folder], cache)
     assert again.clips == clips[1:] and "a.mkv" in again.skipped[0]
 
@@ -402,5 +585,5 @@ def test_a_failed_write_leaves_nothing(folder: Path, tmp_path: Path, monkeypatch
     monkeypatch.setattr(clips.np, "save", full)
     (tmp_path / "cache").mkdir()
     with pytest.raises(OSError, match="no space"):
-        clips._decode(folder / "a.mkv", tmp_path / "cache" / "x.npy", 64, 10)
+        clips._decode_item(find_items([folder], tmp_path)[0], tmp_path / "cache" / "x.npy")
     assert not list((tmp_path / "cache").iterdir())

@@ -20,6 +20,7 @@ import numpy as np
 import pytest
 
 import regen.training.loop as loop
+import regen.training.plan as plan
 from regen.cli import main
 from regen.models.loading import load_model
 from regen.video import VideoWriter
@@ -70,6 +71,9 @@ def desk(small_model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> 
         for index, picture in enumerate(pictures):
             writer.write(picture, index / rate)
     shutil.copy(clip, folder / "clip.mp4")
+    for name in ("clips", "photos"):
+        (folder / name).mkdir()
+        shutil.copy(clip, folder / name / f"{name}.mp4")
     shutil.copytree(small_model_folder, folder / "runs" / "mine" / "model")
     return folder
 
@@ -77,7 +81,7 @@ def desk(small_model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 def run_command(command: str, model: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """Run one command of the page as far as a test can; what it prints. An unknown one is a fault.
 
-    Its program, whatever its folder: regen runs (training only as far as its options go),
+    Its program, whatever its folder: regen runs (train and plan only as far as their options go),
     benchmarks run, installations are checked against pyproject.toml.
     """
     program, *words = shlex.split(command)
@@ -86,6 +90,7 @@ def run_command(command: str, model: Path, monkeypatch: pytest.MonkeyPatch) -> s
         if words[0] in ("reconstruct", "encode", "decode") and "--model" not in words:
             words += ["--model", str(model)]
         monkeypatch.setattr(loop, "train", lambda config: config.check())
+        monkeypatch.setattr(plan, "plan", lambda config: config.check() or [("preset", "")])
         monkeypatch.setattr(sys, "argv", ["regen", *words])
         main()
     elif program.startswith("python") and words[0].startswith("benchmarks/"):

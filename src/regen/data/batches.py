@@ -1,21 +1,26 @@
 """Training batches as a function of (seed, rank, step): crops, scales, strides, lengths and tasks.
 
-A batch is images (T = 1) or videos, never both; the three tasks are those of Sec. 3.2. All
-randomness comes from the step's own generator, so the same step is the same batch after any
-interruption.
+A batch is images (T = 1) or videos, never both, all of one shape; the three tasks are those of
+Sec. 3.2. All randomness comes from the step's own generator, so the same step is the same batch
+after any interruption: the position of the stream is the step.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch.utils.data import Dataset
 
-from regen.data.clips import Clip, fair_shares
+from regen.data.buckets import Bucket, Mixture, ShapeBuckets, image_shapes, video_shapes
+from regen.data.clips import BadClipError, Clip
 
 TASKS = ("reconstruction", "interpolation", "extrapolation")
 PICTURE_STREAM = 2**31  # in place of a rank: the draws of the picture stage are its own
+PHOTOS_OF_IMAGES = 0.6  # the others are frames of clips
+MAX_ATTEMPTS = 100  # to draw a sample, where clips turn out bad
 DRIFT = 2.5  # pixels per frame, standard deviation of a photo's moving crop
 
 
@@ -23,6 +28,10 @@ DRIFT = 2.5  # pixels per frame, standard deviation of a photo's moving crop
 class BatchConfig:
     """`num_targets`: frames decoded per video. `other_tasks`: share of interpolation and
     extrapolation together at the last step (B.2.2).
+
+    `shapes`: "square" crops `crop` pixels on a side at random places and scales; "aspect" takes
+    whole pictures, images of about `image_size` squared pixels in their own aspect ratio, videos of
+    `video_size` (height, width) or on its side, and chunks of one length in a batch.
 
     Choice: the share of the other tasks grows linearly from 0. The paper says only that it grows.
     Choice: few random frames of a video are targets, not all. An iteration then sees more videos.
@@ -33,7 +42,10 @@ class BatchConfig:
     seed: int
     num_steps: int
     temporal_compression_ratio: int
+    shapes: Literal["square", "aspect"] = "square"
     crop: int = 96
+    image_size: int = 256
+    video_size: tuple[int, int] = (192, 320)
     video_batch_size: int = 8
     image_batch_size: int = 32
     image_share: float = 0.2
@@ -45,7 +57,7 @@ class BatchConfig:
     max_scale: float = 2.0
 
 
-Batch = dict[str, torch.Tensor | str]
+Batch = dict[str, torch.Tensor | str | list[str]]
 Sample = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # chunk, target, frame_times
 
 
@@ -55,22 +67,31 @@ def to_float(frames: torch.Tensor) -> torch.Tensor:
 
 
 class TrainingBatches(Dataset[Batch]):
-    """`batches[step]` is a batch: `chunk` uint8 `[B, 3, 1 or k + 1, S, S]`, `target` uint8
-    `[B, 3, F, S, S]`, `frame_times` float `[B, F]` in frames of the chunk, `task`.
+    """`batches[step]` is a batch: `chunk` uint8 `[B, 3, 1 or k + 1, H, W]`, `target` uint8
+    `[B, 3, F, H, W]`, `frame_times` float `[B, F]` in frames of the chunk, `task`, and `bad_clips`:
+    a line for each clip that could not be read.
 
     Any step is a batch, also beyond `num_steps`. Images come from clips and photos, videos from
-    clips and (moving crops of) photos; where one kind is missing, all come from the other. Raises
-    ValueError where nothing is left.
+    clips and (moving crops of) photos; where one kind is missing, all come from the other. In place
+    of a sample whose clip cannot be read the next of the step's draws is taken. Raises ValueError
+    where nothing is left, and where nothing that is drawn can be read.
     """
 
     def __init__(self, clips: list[Clip], config: BatchConfig, rank: int = 0) -> None:
         self.config, self.rank = config, rank
-        self.videos = [clip for clip in clips if not clip.is_photo]
-        self.photos = [clip for clip in clips if clip.is_photo]
-        if not self.videos and not self.photos:
+        self.length = config.temporal_compression_ratio + 1
+        videos = [clip for clip in clips if not clip.is_photo]
+        photos = [clip for clip in clips if clip.is_photo]
+        if not videos and not photos:
             raise ValueError("no clip or photo is left to train on: give --data more of them")
-        self.video_shares = fair_shares(self.videos)
-        self.photo_shares = fair_shares(self.photos)
+        self.images = Mixture(videos, photos, PHOTOS_OF_IMAGES)
+        self.videos = Mixture(videos, photos, config.photo_share)
+        if config.shapes == "aspect":
+            shapes = video_shapes(config.video_size)
+            self.image_buckets = ShapeBuckets(self.images, image_shapes(config.image_size))
+            self.short_buckets = ShapeBuckets(self.videos, shapes)
+            self.long_buckets = ShapeBuckets(self.videos, shapes, self.length)
+        self._bad: dict[Clip, BadClipError] = {}  # of this process: none is tried twice
 
     def __len__(self) -> int:
         return self.config.num_steps
@@ -78,54 +99,100 @@ class TrainingBatches(Dataset[Batch]):
     def __getitem__(self, step: int) -> Batch:
         config = self.config
         rng = np.random.default_rng([config.seed, self.rank, step])
+        bad: list[str] = []
         if rng.random() < config.image_share:
-            samples = [self._image(rng) for _ in range(config.image_batch_size)]
             task = "image"
+            bucket = self.image_bucket(rng)
+            samples = [
+                self._sample(lambda: self._image(rng, bucket), bad)
+                for _ in range(config.image_batch_size)
+            ]
         else:
             others = config.other_tasks * min(step / config.num_steps, 1)
             task = str(rng.choice(TASKS, p=[1 - others, others / 2, others / 2]))
-            samples = [self._video(rng, task) for _ in range(config.video_batch_size)]
+            bucket = self.video_bucket(rng)
+            samples = [
+                self._sample(lambda: self._video(rng, task, bucket), bad)
+                for _ in range(config.video_batch_size)
+            ]
         chunk, target, times = zip(*samples, strict=True)
         return {
             "chunk": torch.stack(chunk),
             "target": torch.stack(target),
             "frame_times": torch.stack(times),
             "task": task,
+            "bad_clips": bad,
         }
 
     def pictures(self, rng: np.random.Generator, count: int) -> torch.Tensor:
-        """uint8 `[count, 3, S, S]`: photos and frames of clips."""
-        return torch.cat([self._image(rng)[0] for _ in range(count)], dim=1).transpose(0, 1)
+        """uint8 `[count, 3, S, S]`: square crops of photos and frames of clips.
 
-    def _is_photo(self, rng: np.random.Generator, share: float) -> bool:
-        return not self.videos or (bool(self.photos) and rng.random() < share)
+        Clips that cannot be read are passed over; the batches count them.
+        """
+        bucket = Bucket((self.config.crop, self.config.crop), self.images)
+        bad: list[str] = []
+        samples = [
+            self._sample(lambda: self._image(rng, bucket), bad)[0][:, 0] for _ in range(count)
+        ]
+        return torch.stack(samples)
 
-    def _pick(self, rng: np.random.Generator, photo: bool) -> np.ndarray:
-        """The frames of a clip or photo, drawn by its share."""
-        clips = self.photos if photo else self.videos
-        shares = self.photo_shares if photo else self.video_shares
-        return clips[rng.choice(len(clips), p=shares)].frames()
+    def image_bucket(self, rng: np.random.Generator) -> Bucket:
+        """What the images of a batch have in common."""
+        if self.config.shapes == "square":
+            return Bucket((self.config.crop, self.config.crop), self.images)
+        shape, pool = self.image_buckets.draw(rng)
+        return Bucket(shape, pool, is_whole=True)
 
-    def _image(self, rng: np.random.Generator) -> Sample:
-        photo = self._is_photo(rng, 0.6)
-        frames = self._pick(rng, photo)
-        index = rng.integers(len(frames), size=1)
-        picture = self._crop(frames, index, np.zeros(1), rng, 4.0 if photo else None)
+    def video_bucket(self, rng: np.random.Generator) -> Bucket:
+        """What the videos of a batch have in common."""
+        if self.config.shapes == "square":
+            return Bucket((self.config.crop, self.config.crop), self.videos)
+        num_chunk = self._num_chunk(rng)
+        is_long = num_chunk == self.length
+        shape, pool = (self.long_buckets if is_long else self.short_buckets).draw(rng)
+        return Bucket(shape, pool, is_whole=True, num_chunk=num_chunk)
+
+    def _num_chunk(self, rng: np.random.Generator) -> int:
+        """Frames of a chunk: k + 1, or in short ones 2 to k."""
+        is_short = rng.random() < self.config.short_share
+        return int(rng.integers(2, self.length)) if is_short else self.length
+
+    def _sample(self, draw: Callable[[], Sample], bad: list[str]) -> Sample:
+        """The first of the samples that `draw` gives whose clip can be read."""
+        for _ in range(MAX_ATTEMPTS):
+            try:
+                return draw()
+            except BadClipError as error:
+                bad.append(str(error))
+        raise ValueError(f"{MAX_ATTEMPTS} clips in a row cannot be read; the last: {bad[-1]}")
+
+    def _read(self, clip: Clip, indices: np.ndarray) -> list[np.ndarray]:
+        if clip in self._bad:
+            raise self._bad[clip]
+        try:
+            return clip.read(indices.tolist())
+        except BadClipError as error:
+            self._bad[clip] = error
+            raise
+
+    def _image(self, rng: np.random.Generator, bucket: Bucket) -> Sample:
+        clip = bucket.source.draw(rng)
+        index = rng.integers(clip.num_frames, size=1)
+        pictures = self._read(clip, index)
+        picture = self._crop(pictures, np.zeros(1), rng, bucket, 4.0 if clip.is_photo else None)
         return picture, picture, torch.zeros(1)
 
-    def _video(self, rng: np.random.Generator, task: str) -> Sample:
+    def _video(self, rng: np.random.Generator, task: str, bucket: Bucket) -> Sample:
         """The chunk is every stride-th frame of a stretch of the clip, forwards or backwards.
 
         The targets are frames of the same stretch, at their times. A clip too short for the task is
         reconstructed; one shorter than the chunk gives a short chunk, a single frame a still.
         """
-        config = self.config
-        length = config.temporal_compression_ratio + 1
-        is_short = rng.random() < config.short_share
-        num_chunk = int(rng.integers(2, length)) if is_short else length
-        photo = self._is_photo(rng, config.photo_share)
-        frames = self._pick(rng, photo)
-        available = 10**6 if photo else len(frames)
+        config, length = self.config, self.length
+        num_chunk = bucket.num_chunk or self._num_chunk(rng)
+        clip = bucket.source.draw(rng)
+        photo = clip.is_photo
+        available = 10**6 if photo else clip.num_frames
         num_chunk = min(num_chunk, max(2, available))
         # Extrapolation asks for frames before and after the chunk: `reach` of them in all.
         # Choice: extrapolation reaches half a chunk at most. The paper gives no number of frames.
@@ -150,7 +217,8 @@ class TrainingBatches(Dataset[Batch]):
         targets = self._targets(rng, task, chunk, stride, span)
         needed, where = np.unique(np.concatenate([chunk, targets]), return_inverse=True)
         moving = needed if photo else np.zeros(len(needed))
-        cropped = self._crop(frames, stretch[needed], moving, rng, 3.0 if photo else None)
+        pictures = self._read(clip, stretch[needed])
+        cropped = self._crop(pictures, moving, rng, bucket, 3.0 if photo else None)
         times = torch.from_numpy((targets - origin) / stride).float()
         return cropped[:, where[:length]], cropped[:, where[length:]], times
 
@@ -177,35 +245,40 @@ class TrainingBatches(Dataset[Batch]):
 
     def _crop(
         self,
-        frames: np.ndarray,
-        index: np.ndarray,
+        pictures: list[np.ndarray],
         moments: np.ndarray,
         rng: np.random.Generator,
+        bucket: Bucket,
         max_scale: float | None,
     ) -> torch.Tensor:
-        """Frames `index` in a square of random size and place: uint8 `[3, len(index), S, S]`.
+        """A part of random size and place, in the bucket's shape: uint8 `[3, T, H, W]`.
 
-        The region drifts with `moments` (in frames; not all 0 only for a photo).
+        Where the bucket is of whole pictures, the part is as large as fits. It drifts with
+        `moments` (in frames; not all 0 only for a photo, which then needs room).
         """
-        size = self.config.crop
-        _, height, width, _ = frames.shape
-        largest = min(height, width) / size
+        height, width = bucket.shape
+        full_height, full_width, _ = pictures[0].shape
+        largest = min(full_height / height, full_width / width)
         scale = 1.0
-        if rng.random() < 0.5:
+        if bucket.is_whole and not moments.any():
+            scale = largest
+        elif rng.random() < 0.5:
             limit = max_scale or self.config.max_scale
             scale = float(rng.uniform(1, max(1.0, min(largest, limit))))
-        region = min(max(int(size * min(scale, largest)), 1), height, width)
-        top, left = rng.integers(0, height - region + 1), rng.integers(0, width - region + 1)
+        rows = min(max(int(height * min(scale, largest)), 1), full_height)
+        columns = min(max(int(width * min(scale, largest)), 1), full_width)
+        top = rng.integers(0, full_height - rows + 1)
+        left = rng.integers(0, full_width - columns + 1)
         flip = rng.random() < 0.5
         speed = rng.normal(0, DRIFT * scale, 2) if moments.any() else np.zeros(2)
-        pictures = []
-        for frame, moment in zip(index, moments, strict=True):
-            y = int(np.clip(top + speed[0] * moment, 0, height - region))
-            x = int(np.clip(left + speed[1] * moment, 0, width - region))
-            pictures.append(frames[frame, y : y + region, x : x + region])
-        video = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2)  # [T, 3, R, R]
-        if region != size:
-            resized = F.interpolate(video.float(), (size, size), mode="bilinear", antialias=True)
+        parts = []
+        for picture, moment in zip(pictures, moments, strict=True):
+            y = int(np.clip(top + speed[0] * moment, 0, full_height - rows))
+            x = int(np.clip(left + speed[1] * moment, 0, full_width - columns))
+            parts.append(picture[y : y + rows, x : x + columns])
+        video = torch.from_numpy(np.stack(parts)).permute(0, 3, 1, 2)  # [T, 3, rows, columns]
+        if (rows, columns) != bucket.shape:
+            resized = F.interpolate(video.float(), bucket.shape, mode="bilinear", antialias=True)
             video = resized.round_().clamp_(0, 255).to(torch.uint8)
         if flip:
             video = video.flip(-1)

@@ -5,6 +5,8 @@ the last along x and y (linear in time), then the bow of that way along x and y 
 say where, in the first frame, each pixel of a later frame comes from (a backward motion field).
 """
 
+import math
+
 import torch
 import torch.nn.functional as F
 from einops import rearrange
@@ -75,7 +77,8 @@ def estimate_motion(picture: torch.Tensor, chunk: torch.Tensor) -> torch.Tensor:
     ratio = chunk.shape[2] - 1
     grey = picture.float().mean(dim=1, keepdim=True)
     every = _seen(chunk, torch.arange(1, ratio + 1))
-    some = _seen(chunk, torch.linspace(ratio / NUM_SEARCHED, ratio, NUM_SEARCHED).ceil().unique())
+    spread = {math.ceil(ratio * n / NUM_SEARCHED) for n in range(1, NUM_SEARCHED + 1)}
+    some = _seen(chunk, torch.tensor(sorted(spread)))
     motion = _search(grey, *some, ratio)
     for scale, num_iterations, window, is_all in REFINEMENTS:
         seen = every if is_all else some

@@ -34,7 +34,7 @@ def repeat_edges(picture: torch.Tensor) -> torch.Tensor:
 def convolve(conv: nn.Conv2d, planes: torch.Tensor) -> torch.Tensor:
     """`conv` in float32 (or autocast's type), whatever the model's dtype."""
     bias = None if conv.bias is None else conv.bias.float()
-    return F.conv2d(planes, conv.weight.float(), bias, padding=conv.padding)  # type: ignore[arg-type]
+    return F.conv2d(planes, conv.weight.float(), bias, padding=conv.padding)
 
 
 class PictureBlock(nn.Module):

@@ -16,10 +16,12 @@ FREE_OPTIONS = {
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """Train an embedder on folders of clips and photos. The same command again goes on."""
+    """Train an embedder on clips and photos. The same command again goes on."""
 
-    data: tuple[Path, ...]
-    """Folders of clips and photos (MP4, MOV, WebM, GIF, PNG, JPEG, ...), searched to the bottom."""
+    data: tuple[str, ...]
+    """Folders of clips and photos (MP4, MOV, WebM, GIF, PNG, JPEG, ...), searched to the bottom;
+    manifests (.csv, .jsonl, .parquet); shards (.tar, folders of them). Shards and manifests also as
+    URLs (s3://, gs://, https://, ...). docs/data.md tells more."""
     output: Path
     """Folder of the run: checkpoints, TensorBoard log, sample sheets, and at the end the model."""
     preset: str = "tiny_8x"
@@ -33,9 +35,18 @@ class TrainConfig:
     video_batch_size: int = 8
     """Videos per iteration and process."""
     image_batch_size: int = 32
-    """Images per iteration and process; one iteration in five is images."""
+    """Images per iteration and process."""
+    image_share: float = 0.2
+    """Share of the iterations that are images."""
+    shapes: Literal["square", "aspect"] = "square"
+    """square: crops of --crop pixels at random places. aspect: whole pictures in their own aspect
+    ratio, each iteration of one shape: images of --image-size, videos of --video-size."""
     crop: int = 96
-    """Pixels on a side of the training crops, a multiple of 32."""
+    """Pixels on a side of the square crops, a multiple of 32."""
+    image_size: int = 256
+    """aspect: images have about as many pixels as a square with this side; a multiple of 32."""
+    video_size: tuple[int, int] = (192, 320)
+    """aspect: height and width of videos, multiples of 32; upright ones have them swapped."""
     num_targets: int = 3
     """Frames decoded of each video: random ones, so that an iteration sees more videos."""
     other_tasks: float = 0.3
@@ -69,7 +80,10 @@ class TrainConfig:
     seed: int = 0
     """Everything random follows from it."""
     cache: Path | None = None
-    """Folder of decoded clips (about 300 KB a frame of 256 pixels); default: OUTPUT/cache."""
+    """Folder of decoded clips (about 300 KB a frame of 256 pixels); default: OUTPUT/cache. none:
+    clips are decoded when they are drawn, which needs more --num-workers and no disk."""
+    exclude_sources: tuple[str, ...] = ()
+    """Sources that neither train nor validate, e.g. those of clips kept for an evaluation."""
     validation_sources: int = 12
     """Sources held out of training; one clip of each is measured."""
     validate_every: int = 1000
@@ -83,14 +97,24 @@ class TrainConfig:
     num_workers: int = 1
     """Processes that prepare batches."""
     max_bad_share: float = 0.05
-    """Stop when more than this share of the files cannot be read."""
+    """Stop when more than this share of the files cannot be read, at the start or later."""
+
+    @property
+    def decode_once(self) -> bool:
+        return str(self.cache) != "none"
 
     def check(self) -> None:
         """ValueError for an option out of range."""
         if self.preset not in PRESETS:
             raise ValueError(f"--preset is one of {', '.join(PRESETS)}, got {self.preset!r}")
-        if self.crop % 32 or self.crop < 32:
-            raise ValueError(f"--crop is a multiple of 32, got {self.crop}")
+        for name, sides in (
+            ("crop", (self.crop,)),
+            ("image-size", (self.image_size,)),
+            ("video-size", self.video_size),
+        ):
+            for side in sides:
+                if side % 32 or side < 32:
+                    raise ValueError(f"--{name} is a multiple of 32, got {side}")
         if not self.data:
             raise ValueError("--data takes at least one folder of clips and photos")
         batches = ("steps", "picture_steps", "video_batch_size", "image_batch_size", "num_targets")
@@ -100,8 +124,8 @@ class TrainConfig:
         counts = ("warmup_steps", "validation_sources", "num_workers", "seed", "keep_every")
         for name in (*counts, "weight_decay"):
             self._check_range(name, 0, float("inf"))
-        shares = ("other_tasks", "cooldown_share", "noise_only_share", "max_bad_share", "ema_decay")
-        for name in shares:
+        shares = ("image_share", "other_tasks", "cooldown_share", "noise_only_share")
+        for name in (*shares, "max_bad_share", "ema_decay"):
             self._check_range(name, 0, 1)
         if not 0 < self.learning_rate < float("inf"):
             raise ValueError(f"--learning-rate is a positive number, got {self.learning_rate}")

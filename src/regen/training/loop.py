@@ -10,7 +10,6 @@ from contextlib import nullcontext
 import numpy as np
 import torch
 from accelerate import Accelerator
-from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from regen.data.batches import Batch, to_float
@@ -19,12 +18,13 @@ from regen.training.averages import averaged_weights, gather_averages
 from regen.training.checkpoint import save_checkpoint
 from regen.training.config import TrainConfig, check_run_config, write_run_config
 from regen.training.export import export
+from regen.training.loading import TimedLoader
 from regen.training.objective import draw_timesteps
 from regen.training.optimizer import learning_rate_factor
 from regen.training.parallel import anywhere, make_accelerator, mean, whole
 from regen.training.records import append_record, drop_records_after
 from regen.training.start import OwnBatches, Run, load_clips, start_run
-from regen.training.stopping import StopSignals, failures_in_one_line, ignore_signals, left_in_time
+from regen.training.stopping import StopSignals, failures_in_one_line, left_in_time
 from regen.training.validation import validate
 
 LOG_EVERY = 50  # iterations
@@ -47,8 +47,8 @@ def train(config: TrainConfig) -> None:
 
 def _train(config: TrainConfig, accelerator: Accelerator) -> None:
     with accelerator.main_process_first():
-        training_clips, validation_clips = load_clips(config, accelerator)
-    run = start_run(config, accelerator, training_clips, validation_clips)
+        training_clips, validation_clips, bad_clips = load_clips(config, accelerator)
+    run = start_run(config, accelerator, training_clips, validation_clips, bad_clips)
     if accelerator.is_main_process:
         write_run_config(config.output / "config.json", config, accelerator.num_processes)
         for name in ("validation.jsonl", "metrics.jsonl"):
@@ -71,21 +71,19 @@ def run_steps(run: Run) -> None:
     """All that is left of the run, with its validations and checkpoints."""
     config, accelerator = run.config, run.accelerator
     num_batches = config.gradient_accumulation_steps
-    loader: DataLoader[Batch] = DataLoader(
-        OwnBatches(run),
-        batch_size=None,
-        sampler=range(run.step * num_batches, config.steps * num_batches),
-        num_workers=config.num_workers,
-        worker_init_fn=ignore_signals,
-    )
+    items = range(run.step * num_batches, config.steps * num_batches)
+    loader = TimedLoader(OwnBatches(run), items, config.num_workers)
     started = time.monotonic() - run.elapsed_s
     losses: list[float] = []
     is_main = accelerator.is_main_process
     bar = tqdm(total=config.steps, initial=run.step, unit="step", disable=not is_main)
     with bar, StopSignals() as stop:
-        batches = iter(loader)
+        stream = iter(loader)
         while run.step < config.steps:
-            losses.append(train_step(run, [next(batches) for _ in range(num_batches)]))
+            batches = [next(stream) for _ in range(num_batches)]
+            for batch in batches:
+                run.bad_clips.add(list(batch["bad_clips"]))
+            losses.append(train_step(run, batches))
             run.ema.step(run.model.parameters())
             run.step += 1
             run.elapsed_s = time.monotonic() - started
@@ -96,7 +94,8 @@ def run_steps(run: Run) -> None:
             is_last = run.step == config.steps
             if run.step % LOG_EVERY == 0:
                 loss = float(np.mean(losses))
-                accelerator.log({"train/loss": loss}, step=run.step)
+                values = {"train/loss": loss, "train/data_wait_share": loader.wait_share()}
+                accelerator.log(values, step=run.step)
                 bar.set_postfix_str(f"loss {loss:.4f}")
                 losses.clear()
             if is_last or run.step % config.validate_every == 0:

@@ -58,7 +58,8 @@ def make_optimizer(picture: PictureCodec) -> Muon:
     Choice: the picture codec is trained with Muon. At equal time it gained half as much again as
     AdamW (docs/log.md).
     """
-    matrices, vectors = [], []
+    matrices: list[torch.nn.Parameter] = []
+    vectors: list[torch.nn.Parameter] = []
     for network in (picture.encoder, picture.decoder):
         for parameter in network.parameters():
             (matrices if parameter.ndim > 1 else vectors).append(parameter)

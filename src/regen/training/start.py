@@ -1,7 +1,10 @@
 """What a run is made of: clips, model, batches, objective, optimiser, averages; new or restored."""
 
 import copy
+import hashlib
+import json
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from accelerate import Accelerator
@@ -9,8 +12,9 @@ from diffusers.training_utils import EMAModel
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
+from regen.data.bad_clips import BadClips
 from regen.data.batches import Batch, BatchConfig, PictureBatches, TrainingBatches
-from regen.data.clips import Clip, hold_out, prepare_clips
+from regen.data.clips import Clip, exclude_sources, hold_out, prepare_clips
 from regen.models.autoencoder import AutoencoderREGEN
 from regen.models.presets import PRESETS
 from regen.training.averages import make_averages
@@ -42,6 +46,7 @@ class Run:
     ema: EMAModel
     batches: TrainingBatches
     validation_clips: list[Clip]
+    bad_clips: BadClips
     step: int = 0
     elapsed_s: float = 0.0
 
@@ -68,31 +73,42 @@ class OwnBatches(Dataset[Batch]):
         return self.of_index[index][step]
 
 
-def load_clips(config: TrainConfig, accelerator: Accelerator) -> tuple[list[Clip], list[Clip]]:
-    """(training, validation) clips; what cannot be read is counted, printed, and in skipped.txt.
+def load_clips(
+    config: TrainConfig, accelerator: Accelerator
+) -> tuple[list[Clip], list[Clip], BadClips]:
+    """(training, validation) clips, and those that cannot be read: counted, printed, in a file.
 
-    Raises ValueError where that is more than `config.max_bad_share`.
+    Raises ValueError where they are more than `config.max_bad_share`.
     """
-    clip_set = prepare_clips(list(config.data), config.cache or config.output / "cache")
+    cache = config.cache if config.cache and config.decode_once else config.output / "cache"
+    clip_set = prepare_clips(config.data, cache, config.decode_once)
     num_skipped = len(clip_set.skipped)
     num_files = len(clip_set.clips) + num_skipped
-    listing = config.output / "skipped.txt"
-    if accelerator.is_main_process:
-        config.output.mkdir(parents=True, exist_ok=True)
-        listing.unlink(missing_ok=True)
-        if num_skipped:
-            listing.write_text("\n".join(clip_set.skipped) + "\n")
+    bad_clips = BadClips(config.output / "bad_clips.txt", num_files, config.max_bad_share)
     if num_skipped:
-        accelerator.print(f"skipped {num_skipped} of {num_files} files, listed in {listing}:")
+        accelerator.print(f"skipped {num_skipped} of {num_files} files, see {bad_clips.path}:")
         accelerator.print("\n".join(clip_set.skipped[:10] + ["..."] * (num_skipped > 10)))
-    if num_skipped > config.max_bad_share * num_files:
-        raise ValueError(
-            f"{num_skipped} of {num_files} files cannot be read, above --max-bad-share "
-            f"{config.max_bad_share:g}; the first: {clip_set.skipped[0]}"
-        )
-    training, validation = hold_out(clip_set.clips, config.validation_sources)
-    accelerator.print(f"{len(training)} files to train on, {len(validation)} clips to validate on")
-    return training, validation
+    if accelerator.is_main_process:
+        bad_clips.start(clip_set.skipped)
+    clips = exclude_sources(clip_set.clips, config.exclude_sources)
+    training, validation = hold_out(clips, config.validation_sources)
+    if is_other_data(config.output / "data.txt", training, accelerator.is_main_process):
+        accelerator.print("the clips are not those that the run started with: batches will differ")
+    num_videos = sum(not clip.is_photo for clip in training)
+    accelerator.print(
+        f"{num_videos} clips and {len(training) - num_videos} photos to train on, "
+        f"{len(validation)} clips to validate on"
+    )
+    return training, validation, bad_clips
+
+
+def is_other_data(path: Path, clips: list[Clip], is_main: bool) -> bool:
+    """Whether the run started with other clips; at its start `path` keeps what tells them."""
+    rows = [[clip.item.name, clip.source, clip.num_frames] for clip in clips]
+    told = hashlib.sha256(json.dumps(rows).encode()).hexdigest()
+    if not path.exists() and is_main:
+        path.write_text(f"{told}\n")
+    return path.exists() and path.read_text().strip() != told
 
 
 def build_model(config: TrainConfig, accelerator: Accelerator) -> AutoencoderREGEN:
@@ -114,7 +130,11 @@ def build_batches(
         seed=config.seed,
         num_steps=config.steps,
         temporal_compression_ratio=model.temporal_compression_ratio,
+        shapes=config.shapes,
         crop=config.crop,
+        image_size=config.image_size,
+        video_size=config.video_size,
+        image_share=config.image_share,
         video_batch_size=config.video_batch_size,
         image_batch_size=config.image_batch_size,
         num_targets=config.num_targets,
@@ -159,6 +179,7 @@ def start_run(
     accelerator: Accelerator,
     training_clips: list[Clip],
     validation_clips: list[Clip],
+    bad_clips: BadClips,
 ) -> Run:
     """A new run, or one restored from the newest whole checkpoint below `config.output`."""
     model = build_model(config, accelerator)
@@ -174,7 +195,16 @@ def start_run(
     wrapped = parallelize(objective, config, accelerator)
     optimizer, ema = make_optimizer(model, config), make_averages(model, config)
     run = Run(
-        config, accelerator, model, objective, wrapped, optimizer, ema, batches, validation_clips
+        config,
+        accelerator,
+        model,
+        objective,
+        wrapped,
+        optimizer,
+        ema,
+        batches,
+        validation_clips,
+        bad_clips,
     )
     if checkpoint is not None:
         run.step, run.elapsed_s = load_checkpoint(checkpoint, model, ema, optimizer)

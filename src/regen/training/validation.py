@@ -19,12 +19,12 @@ def validation_chunks(
 ) -> Iterator[torch.Tensor]:
     """The middle chunk of each clip, centre-cropped: float `[1, 3, <= k + 1, <= size, <= size]`."""
     for clip in clips:
-        frames = clip.frames()
-        start = max(0, (len(frames) - chunk_length) // 2)
-        chunk = frames[start : start + chunk_length]
+        start = max(0, (clip.num_frames - chunk_length) // 2)
+        stop = min(start + chunk_length, clip.num_frames)
+        chunk = np.stack(clip.read(range(start, stop)))
         height, width = (min(size, side) for side in chunk.shape[1:3])
         top, left = (chunk.shape[1] - height) // 2, (chunk.shape[2] - width) // 2
-        crop = torch.from_numpy(chunk[:, top : top + height, left : left + width].copy())
+        crop = torch.from_numpy(chunk[:, top : top + height, left : left + width])
         yield to_float(crop).permute(3, 0, 1, 2)[None]
 
 

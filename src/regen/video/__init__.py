@@ -19,8 +19,10 @@ from regen.video.reader import (
     has_sound,
     open_video,
     read_frames,
+    read_picture,
     video_to_frames,
 )
+from regen.video.seeking import count_frames, read_frames_at
 from regen.video.writer import VideoWriter
 
 __all__ = [
@@ -32,9 +34,12 @@ __all__ = [
     "VideoInfo",
     "VideoReader",
     "VideoWriter",
+    "count_frames",
     "frames_to_video",
     "has_sound",
     "open_video",
     "read_frames",
+    "read_frames_at",
+    "read_picture",
     "video_to_frames",
 ]

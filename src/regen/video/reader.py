@@ -176,7 +176,7 @@ def _open_folder(path: Path) -> tuple[VideoInfo, _Pictures]:
 
     def pictures() -> Iterator[tuple[np.ndarray, Fraction | None]]:
         for index, file in enumerate(files):
-            yield _read_picture(file), index / PICTURE_FRAME_RATE
+            yield read_picture(file), index / PICTURE_FRAME_RATE
 
     next(pictures())
     num_frames, seconds = len(files), float(len(files) / PICTURE_FRAME_RATE)
@@ -192,7 +192,7 @@ def _is_picture_name(file: Path) -> bool:
     return not name.startswith(".") and file.suffix.lower() in PICTURE_SUFFIXES and file.is_file()
 
 
-def _open_picture(path: Path) -> Image.Image:
+def _open_picture(path: Path | BinaryIO) -> Image.Image:
     try:
         return Image.open(path, formats=_PILLOW_FORMATS)
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
@@ -225,7 +225,8 @@ def _exif_orientation(image: Image.Image) -> int:
     return int(Image.Image.getexif(image).get(_EXIF_ORIENTATION, 1))
 
 
-def _read_picture(path: Path) -> np.ndarray:
+def read_picture(path: Path | BinaryIO) -> np.ndarray:
+    """A picture file as uint8 [H, W, 3], turned as it says, transparent pixels on white."""
     with _open_picture(path) as image:
         try:
             turned = _exif_orientation(image) != 1
@@ -234,7 +235,7 @@ def _read_picture(path: Path) -> np.ndarray:
             raise VideoError(f"{path}: the picture is damaged ({one_line(error)})") from error
 
 
-def _picture_pixels(image: Image.Image, path: Path) -> np.ndarray:
+def _picture_pixels(image: Image.Image, path: Path | BinaryIO) -> np.ndarray:
     """uint8 [H, W, 3]: 16-bit grey rounded to 8 bits, transparent pixels over white."""
     if image.mode.startswith("I;16"):
         grey = np.asarray(image).astype(np.uint32)
@@ -270,21 +271,25 @@ def _open_file(path: Path) -> tuple[VideoInfo, _Pictures]:
         kind, animated = None, False
     if kind is not None and not animated:
         info = _picture_info(path)
-        _read_picture(path)
-        return info, lambda: iter([(_read_picture(path), Fraction(0))])
+        read_picture(path)
+        return info, lambda: iter([(read_picture(path), Fraction(0))])
     if kind == "WEBP":
         raise VideoError(f"{path}: animated WebP cannot be read; convert it to GIF, APNG or MP4")
     return _container_info(path), lambda: _container_pictures(path)
 
 
-def open_container(path: Path) -> Any:
-    """PyAV's container for a local file; "file:" lest a colon in the name makes it an address."""
+def open_container(path: Path | BinaryIO) -> Any:
+    """PyAV's container for a local file; "file:" lest a colon in the name makes it an address.
+
+    Also for bytes that read and seek; `str` of them is their name in messages.
+    """
+    source = f"file:{path}" if isinstance(path, Path) else path
+    if not isinstance(path, Path):
+        path.seek(0)
     try:
-        container = av.open(f"file:{path}", options={"protocol_whitelist": "file"})
+        container = av.open(source, options={"protocol_whitelist": "file"})
     except (av.FFmpegError, OSError) as error:
-        with path.open("rb") as file:
-            is_mp4 = file.read(8)[4:] in (b"ftyp", b"mdat", b"wide", b"moov")
-        if is_mp4:
+        if _first_bytes(path)[4:] in (b"ftyp", b"mdat", b"wide", b"moov"):
             raise VideoError(
                 f"{path}: the file is cut short or damaged: its index is missing"
             ) from error
@@ -300,6 +305,14 @@ def open_container(path: Path) -> Any:
     return container
 
 
+def _first_bytes(path: Path | BinaryIO) -> bytes:
+    if isinstance(path, Path):
+        with path.open("rb") as file:
+            return file.read(8)
+    path.seek(0)
+    return path.read(8)
+
+
 def has_sound(path: Path) -> bool:
     """Whether a media file has a sound track. Raises VideoError where FFmpeg cannot read it."""
     with open_container(path) as container:
@@ -312,18 +325,28 @@ def video_stream(container: Any) -> Any | None:
     return next((s for s in container.streams.video if not s.disposition & cover), None)
 
 
+def need_video_stream(container: Any, path: Path | BinaryIO) -> Any:
+    """`video_stream`; VideoError where there is none."""
+    stream = video_stream(container)
+    if stream is None:
+        kinds = ", ".join(sorted({s.type for s in container.streams})) or "nothing"
+        raise VideoError(f"{path}: no video stream in the file, only {kinds}; expected a video")
+    return stream
+
+
+def num_listed(container: Any, stream: Any) -> int:
+    """Packets that an MP4 lists in front, edit lists applied; 0 where nothing is listed."""
+    is_listed = "mp4" in container.format.name and stream.frames  # a fragmented one: frames = 0
+    return len(stream.index_entries) if is_listed else 0
+
+
 def _decode(path: Path) -> Iterator[tuple[Any, Any, Any]]:
     """(container, stream, PyAV frame) of each frame; VideoError where the file is damaged."""
     with open_container(path) as container:
-        stream = video_stream(container)
-        if stream is None:
-            kinds = ", ".join(sorted({s.type for s in container.streams})) or "nothing"
-            raise VideoError(f"{path}: no video stream in the file, only {kinds}; expected a video")
+        stream = need_video_stream(container, path)
         stream.thread_type = "AUTO"
         name = container.format.name
-        # MP4 lists every packet in front, edit lists applied; a fragmented one does not
-        # (frames = 0).
-        listed = len(stream.index_entries) if "mp4" in name and stream.frames else 0
+        listed = num_listed(container, stream)
         num_packets, count, cut, size = 0, 0, False, None
         try:
             for packet in container.demux(stream):
@@ -400,7 +423,7 @@ def _ebml_size(file: BinaryIO) -> int | None:
 def _container_info(path: Path) -> VideoInfo:
     frames = _decode(path)
     container, stream, frame = next(frames)
-    quarter_turns, _ = _orientation(frame)
+    quarter_turns, _ = frame_orientation(frame)
     turned = quarter_turns % 2 == 1
     lasting = frame.duration * stream.time_base if frame.duration else 0
     rate = stream.average_rate or (1 / lasting if lasting else None) or PICTURE_FRAME_RATE
@@ -431,13 +454,13 @@ def _container_pictures(path: Path) -> Iterator[tuple[np.ndarray, Fraction | Non
     origin = orientation = None
     for _, stream, frame in _decode(path):
         # Of the first frame: reading side data ties a frame into a cycle, and is costly in memory.
-        orientation = orientation or _orientation(frame)
+        orientation = orientation or frame_orientation(frame)
         time = None if frame.pts is None else frame.pts * stream.time_base
         origin = time if origin is None else origin
-        yield _frame_pixels(frame, *orientation), None if time is None else time - origin
+        yield frame_pixels(frame, *orientation), None if time is None else time - origin
 
 
-def _frame_pixels(frame: Any, quarter_turns: int, mirrored: bool) -> np.ndarray:
+def frame_pixels(frame: Any, quarter_turns: int, mirrored: bool) -> np.ndarray:
     """A PyAV frame as uint8 [H, W, 3]: plain `to_ndarray("rgb24")`, over white, turned."""
     pixels = frame.to_ndarray(format="rgb24")
     if frame.format.has_palette or any(part.is_alpha for part in frame.format.components):
@@ -445,7 +468,7 @@ def _frame_pixels(frame: Any, quarter_turns: int, mirrored: bool) -> np.ndarray:
     return np.ascontiguousarray(np.rot90(pixels[:, ::-1] if mirrored else pixels, quarter_turns))
 
 
-def _orientation(frame: Any) -> tuple[int, bool]:
+def frame_orientation(frame: Any) -> tuple[int, bool]:
     """Quarter turns counter-clockwise, and whether the picture is mirrored (left, right) before."""
     for data in frame.side_data:
         if data.type.name == "DISPLAYMATRIX":

@@ -1,0 +1,77 @@
+"""A video or photo to train on: a file, or a range of bytes in a shard.
+
+Who has an item need not ask where it came from, so that the same items in the same order give the
+same batches.
+"""
+
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import BinaryIO
+
+from regen.data import places
+from regen.video import PICTURE_SUFFIXES, VIDEO_SUFFIXES
+
+MEDIA_SUFFIXES = VIDEO_SUFFIXES | PICTURE_SUFFIXES
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """A video or photo. `source` groups pieces of one recording, `name` is the default of it."""
+
+    place: str  # file, or shard; a path or a URL
+    name: str  # within its folder, manifest or shard; ends in the file's suffix
+    source: str
+    caption: str
+    size: int  # bytes; -1: the file is not there
+    start: int = -1  # of a member of a shard, in bytes; -1: the whole file
+    mark: str = ""  # changes when the content does
+    num_frames: int = 0  # of the file, with width and height as displayed; 0: not known yet
+    width: int = 0
+    height: int = 0
+
+    @property
+    def is_photo(self) -> bool:
+        return PurePosixPath(self.name).suffix.lower() in PICTURE_SUFFIXES
+
+    def __str__(self) -> str:
+        """As it is named in messages, on one line."""
+        return self.place if self.start < 0 else f"{self.place}/{self.name}"
+
+    @property
+    def key(self) -> str:
+        """Tells the content from any other and from what it was before a change."""
+        if self.start < 0 and not places.is_url(self.place):
+            return f"{Path(self.place).resolve()} {self.size} {self.mark}"
+        return f"{self.place} {self.start} {self.size} {self.mark}"
+
+    def open(self) -> Path | BinaryIO:
+        """The path of a local file, else the bytes; OSError where they cannot be had."""
+        if self.start < 0 and not places.is_url(self.place):
+            return Path(self.place)
+        return places.open_bytes(self.place, max(0, self.start), self.size, str(self))
+
+    @contextmanager
+    def as_file(self) -> Iterator[Path]:
+        """The local file, or a copy of the bytes that is there within the block."""
+        opened = self.open()
+        if isinstance(opened, Path):
+            yield opened
+            return
+        suffix = PurePosixPath(self.name).suffix
+        with opened, tempfile.NamedTemporaryFile(suffix=suffix) as copy:
+            shutil.copyfileobj(opened, copy)
+            copy.flush()
+            yield Path(copy.name)
+
+
+def file_item(place: str, name: str, source: str, caption: str) -> Item:
+    """A whole file; one that is not there is found out when it is read."""
+    try:
+        size, mark = places.stat(place)
+    except OSError:
+        size, mark = -1, ""
+    return Item(place, name, source or name, caption, size, mark=mark)

@@ -1,0 +1,130 @@
+"""Bytes of a local file or of a URL that fsspec knows, whole or a range.
+
+File systems are opened anew in each process: those of fsspec must not cross a fork.
+"""
+
+import io
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+
+ATTEMPTS = 3  # to read from a URL
+PAUSE_S = 1.0  # after the first failure; twice as long after each further one
+
+
+def is_url(place: str) -> bool:
+    return "://" in place
+
+
+def _file_system(url: str) -> tuple[Any, str]:
+    """(fsspec's file system, path within it); ValueError where it cannot be used."""
+    import fsspec
+
+    try:
+        return fsspec.core.url_to_fs(url)
+    except (ImportError, ValueError) as error:
+        raise ValueError(f"{url}: {error}") from error
+
+
+class Bytes(io.RawIOBase):
+    """`size` bytes of a file from `start`, as a file of their own; `str` of it is `name`."""
+
+    def __init__(self, file: BinaryIO, start: int, size: int, name: str) -> None:
+        self._file, self._start, self._size, self._name = file, start, size, name
+        self._at = 0
+
+    def __str__(self) -> str:
+        return self._name
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._at
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        origin = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}[whence]
+        self._at = max(0, origin + offset)
+        return self._at
+
+    def readinto(self, buffer: Any) -> int:
+        self._file.seek(self._start + self._at)
+        part = self._file.read(min(len(buffer), max(0, self._size - self._at)))
+        buffer[: len(part)] = part
+        self._at += len(part)
+        return len(part)
+
+    def close(self) -> None:
+        if not self.closed:
+            self._file.close()
+        super().close()
+
+
+def open_bytes(place: str, start: int, size: int, name: str) -> BinaryIO:
+    """`size` bytes from `start`; those of a URL are fetched at once, in one request.
+
+    Raises OSError where they cannot be had (a URL: after `ATTEMPTS`).
+    """
+    if is_url(place):
+        fetched = fetch(place, start, start + size)
+        if len(fetched) != size:
+            raise OSError(f"{name}: {len(fetched)} of {size} bytes are there")
+        return cast(BinaryIO, Bytes(io.BytesIO(fetched), 0, size, name))
+    return cast(BinaryIO, Bytes(Path(place).open("rb"), start, size, name))
+
+
+def fetch(url: str, start: int | None = None, end: int | None = None) -> bytes:
+    """Bytes start to end of a URL, all of them by default; tried several times."""
+    for attempt in range(ATTEMPTS):
+        with suppress(OSError):
+            file_system, path = _file_system(url)
+            return file_system.cat_file(path, start=start, end=end)
+        if attempt < ATTEMPTS - 1:
+            time.sleep(PAUSE_S * 2**attempt)
+    file_system, path = _file_system(url)
+    return file_system.cat_file(path, start=start, end=end)
+
+
+def open_stream(place: str) -> BinaryIO:
+    """A file to read through from the start."""
+    if not is_url(place):
+        return Path(place).open("rb")
+    file_system, path = _file_system(place)
+    return file_system.open(path, "rb")
+
+
+def read_all(place: str) -> bytes:
+    """All bytes of a file; OSError where it is not there."""
+    return fetch(place) if is_url(place) else Path(place).read_bytes()
+
+
+def exists(place: str) -> bool:
+    if is_url(place):
+        file_system, path = _file_system(place)
+        return file_system.exists(path)
+    return Path(place).exists()
+
+
+def stat(place: str) -> tuple[int, str]:
+    """(size in bytes, what changes when the content does). OSError where there is no such file."""
+    if not is_url(place):
+        status = Path(place).stat()
+        return status.st_size, str(status.st_mtime_ns)
+    file_system, path = _file_system(place)
+    info = file_system.info(path)
+    marks = ("ETag", "etag", "md5Hash", "mtime", "LastModified", "last_modified", "created")
+    mark = next((str(info[mark]) for mark in marks if info.get(mark)), "")
+    return int(info["size"]), mark
+
+
+def matching(pattern: str) -> list[str]:
+    """Files that match a pattern with * in its last part, sorted."""
+    if not is_url(pattern):
+        local = Path(pattern)
+        return sorted(str(one) for one in local.parent.glob(local.name))
+    file_system, path = _file_system(pattern)
+    return sorted(file_system.unstrip_protocol(one) for one in file_system.glob(path))

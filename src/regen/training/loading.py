@@ -1,0 +1,51 @@
+"""Batches for the loop, made by other processes in time, and the time that the loop waits for them.
+
+The stream's position is the number of steps done, which the checkpoint holds: a run that goes on
+asks for the batches from there, and repeats and skips nothing.
+"""
+
+import time
+from collections.abc import Iterator
+
+from torch.utils.data import DataLoader, Dataset
+
+from regen.data.batches import Batch
+from regen.training.stopping import ignore_signals
+
+
+class TimedLoader:
+    """Iterable over `batches[step]` for each of `steps`, prepared by `num_workers` processes."""
+
+    def __init__(self, batches: Dataset[Batch], steps: range, num_workers: int) -> None:
+        self._loader: DataLoader[Batch] = DataLoader(
+            batches,
+            batch_size=None,
+            sampler=steps,
+            num_workers=num_workers,
+            worker_init_fn=ignore_signals,
+        )
+        self._waited_s = self._used_s = 0.0
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Raises ValueError, in one line, where a batch cannot be made."""
+        batches = iter(self._loader)
+        while True:
+            asked = time.monotonic()
+            try:
+                batch = next(batches)
+            except StopIteration:
+                return
+            except ValueError as error:  # of another process: with its traceback
+                last = str(error).strip().splitlines()[-1]
+                raise ValueError(last.removeprefix("ValueError: ")) from error
+            given = time.monotonic()
+            yield batch
+            self._waited_s += given - asked
+            self._used_s += time.monotonic() - given
+
+    def wait_share(self) -> float:
+        """Share of the time since the last call that was spent waiting for batches."""
+        total_s = self._waited_s + self._used_s
+        share = self._waited_s / total_s if total_s else 0.0
+        self._waited_s = self._used_s = 0.0
+        return share

@@ -1,0 +1,166 @@
+"""Some frames of a video without decoding all of it: seek to the key frame before, decode, stop.
+
+Which frame is which is told by presentation times, so that what comes is exactly what reading from
+the start gives. Where a file's times cannot be trusted, or a seek misses, it is read from the
+start. Takes a path, or bytes that read and seek (a member of a shard), named by their `str`.
+"""
+
+import bisect
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import av
+import numpy as np
+
+from regen.video.reader import (
+    VideoError,
+    frame_orientation,
+    frame_pixels,
+    need_video_stream,
+    num_listed,
+    one_line,
+    open_container,
+)
+
+# A packet of theirs is a frame, and a key frame needs none before it.
+_SEEKABLE_CODECS = ("h264", "hevc", "vp9", "av1", "mpeg4", "ffv1", "mjpeg")
+
+
+@dataclass(frozen=True)
+class _Times:
+    """Presentation times of all frames and of the key frames, both in order."""
+
+    frames: list[int]
+    keys: list[int]
+
+
+def count_frames(file: Path | BinaryIO) -> tuple[int, int, int]:
+    """(number of frames, width, height as displayed); decodes one frame where times can be trusted.
+
+    Raises VideoError where nothing can be read, or less than the file lists.
+    """
+    with open_container(file) as container:
+        stream = need_video_stream(container, file)
+        times = _list_times(container, stream, file)
+        first, count = None, 0
+        try:
+            container.seek(0)
+        except av.FFmpegError:
+            times = None
+    with open_container(file) as container:
+        stream = need_video_stream(container, file)
+        for frame in _guarded(container.decode(stream), file):
+            first = frame if first is None else first
+            count += 1
+            if times is not None:
+                count = len(times.frames)
+                break
+        if first is None:
+            raise VideoError(f"{file}: no frame can be decoded; the file is damaged")
+        quarter_turns, _ = frame_orientation(first)
+        turned = quarter_turns % 2 == 1
+        size = (first.height, first.width) if turned else (first.width, first.height)
+        return count, *size
+
+
+def read_frames_at(
+    file: Path | BinaryIO, indices: Iterable[int], num_frames: int
+) -> dict[int, np.ndarray]:
+    """Frames `indices` of a video of `num_frames`: index -> uint8 [H, W, 3].
+
+    Raises VideoError where the file cannot be read or has no such frame.
+    """
+    wanted = sorted(set(indices))
+    with open_container(file) as container:
+        stream = need_video_stream(container, file)
+        stream.codec_context.thread_count = 1  # the processes that prepare batches are many
+        times = _list_times(container, stream, file)
+        if times is not None and len(times.frames) == num_frames and wanted[-1] < num_frames:
+            found = _seek_all(container, stream, times, [times.frames[i] for i in wanted], file)
+            if len(found) == len(wanted):
+                return dict(zip(wanted, (found[times.frames[i]] for i in wanted), strict=True))
+    return _read_from_start(file, wanted)
+
+
+def _list_times(container: Any, stream: Any, file: Path | BinaryIO) -> _Times | None:
+    """Of all packets, without decoding; None where they do not tell the frames."""
+    frames: list[int] = []
+    keys: list[int] = []
+    num_packets, is_clear = 0, stream.codec_context.name in _SEEKABLE_CODECS
+    for packet in _guarded(container.demux(stream), file):
+        if packet.size == 0:
+            continue
+        num_packets += 1
+        if packet.pts is None:
+            is_clear = False
+            continue
+        if packet.is_keyframe:
+            keys.append(packet.pts)
+        if not packet.is_discard:  # before the start that an edit list sets
+            frames.append(packet.pts)
+    if num_packets < num_listed(container, stream):
+        raise VideoError(f"{file}: the file is cut short; get it again in full")
+    is_clear = is_clear and bool(frames) and bool(keys) and len(set(frames)) == len(frames)
+    return _Times(sorted(frames), sorted(keys)) if is_clear else None
+
+
+def _seek_all(
+    container: Any, stream: Any, times: _Times, wanted: Sequence[int], file: Path | BinaryIO
+) -> dict[int, np.ndarray]:
+    """Pictures at the presentation times `wanted` (sorted), as far as seeking finds them."""
+
+    def key_before(pts: int) -> int:
+        return times.keys[max(0, bisect.bisect_right(times.keys, pts) - 1)]
+
+    found: dict[int, np.ndarray] = {}
+    turns = None
+    for key, group in groupby(wanted, key_before):
+        for frame in _guarded(_decode_from(container, stream, key, set(group)), file):
+            turns = turns or frame_orientation(frame)
+            found[frame.pts] = frame_pixels(frame, *turns)
+    return found
+
+
+def _decode_from(container: Any, stream: Any, start: int, wanted: set[int]) -> Iterator[Any]:
+    """Frames with the times `wanted`, decoded from the key frame at `start`, in any order."""
+    container.seek(start, stream=stream)
+    context = stream.codec_context
+    # H.264 marks frames that no other one refers to: those that nobody wants are not decoded.
+    is_marked = context.name == "h264"
+    to_send = set(wanted)
+    for packet in container.demux(stream):
+        if is_marked:
+            context.skip_frame = "DEFAULT" if packet.pts in wanted else "NONREF"
+        to_send.discard(packet.pts)
+        frames = context.decode(packet)
+        if not to_send and packet.size:
+            frames = [*frames, *context.decode(None)]  # those that the decoder still holds
+        yield from (frame for frame in frames if frame.pts in wanted)
+        if not to_send:
+            break
+
+
+def _read_from_start(file: Path | BinaryIO, wanted: Sequence[int]) -> dict[int, np.ndarray]:
+    found: dict[int, np.ndarray] = {}
+    turns = None
+    index = -1
+    with open_container(file) as container:
+        stream = need_video_stream(container, file)
+        for index, frame in enumerate(_guarded(container.decode(stream), file)):
+            if index in wanted:
+                turns = turns or frame_orientation(frame)
+                found[index] = frame_pixels(frame, *turns)
+                if len(found) == len(wanted):
+                    return found
+    raise VideoError(f"{file}: frame {wanted[-1]} is asked for, {index + 1} can be read")
+
+
+def _guarded(parts: Iterable[Any], file: Path | BinaryIO) -> Iterator[Any]:
+    """The same, with PyAV's errors as VideoError."""
+    try:
+        yield from parts
+    except (av.FFmpegError, OSError) as error:
+        raise VideoError(f"{file}: reading stops ({one_line(error)})") from error
