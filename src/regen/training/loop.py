@@ -5,7 +5,7 @@ the same command is, on a CPU, the undisturbed run, bit for bit.
 """
 
 import time
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ from regen.training.checkpoint import save_checkpoint
 from regen.training.config import TrainConfig, check_run_config, write_run_config
 from regen.training.export import export
 from regen.training.loading import TimedLoader
-from regen.training.objective import draw_timesteps
+from regen.training.objective import draw_latent_noise, draw_timesteps
 from regen.training.optimizer import learning_rate_factor
 from regen.training.parallel import anywhere, make_accelerator, mean, whole
 from regen.training.records import append_record, drop_records_after
@@ -38,6 +38,7 @@ def train(config: TrainConfig) -> None:
     writes its model again. Raises ValueError for options and data that cannot work, where the loss
     is not finite, and for what fails on the way (a full disk, a process that died).
     """
+    config = config.with_recipe()
     config.check()
     accelerator = make_accelerator(config)
     check_run_config(config.output / "config.json", config, accelerator.num_processes)
@@ -60,7 +61,9 @@ def _train(config: TrainConfig, accelerator: Accelerator) -> None:
         run_steps(run)
         state = gather_averages(run.model, run.ema, keep=accelerator.is_main_process)
         if accelerator.is_main_process:
-            export(run.model, state, run.batches, config.output / "model")
+            # A frozen encoder keeps the statistics of its latents, which others rely on.
+            batches = run.batches if config.train_only == "all" else None
+            export(run.model, state, batches, config.output / "model")
             accelerator.print(f"all {config.steps} steps done: {config.output / 'model'}")
         accelerator.wait_for_everyone()
     finally:
@@ -77,8 +80,7 @@ def run_steps(run: Run) -> None:
     losses: list[float] = []
     is_main = accelerator.is_main_process
     bar = tqdm(total=config.steps, initial=run.step, unit="step", disable=not is_main)
-    with bar, StopSignals() as stop:
-        stream = iter(loader)
+    with bar, StopSignals() as stop, closing(iter(loader)) as stream:
         while run.step < config.steps:
             batches = [next(stream) for _ in range(num_batches)]
             for batch in batches:
@@ -199,7 +201,11 @@ def batch_loss(run: Run, batch: Batch, rank: int) -> torch.Tensor:
     # Choice: noise prediction does not train at t = 1. It cannot be sampled from there.
     latest = EPSILON_MAX_TIMESTEP if config.prediction_type == "epsilon" else 1.0
     timestep = draw_timesteps(len(target), config.noise_only_share, generator, latest).to(device)
+    latent_noise = None
+    if config.latent_noise:
+        latent_noise = draw_latent_noise(chunk, run.model.config["latent_channels"], generator)
+        latent_noise = (config.latent_noise * latent_noise).to(device)
     with run.accelerator.autocast():
-        losses = run.wrapped(chunk, target, frame_times.to(device), noise, timestep)
+        losses = run.wrapped(chunk, target, frame_times.to(device), noise, timestep, latent_noise)
     loss: torch.Tensor = losses.mean()
     return loss
