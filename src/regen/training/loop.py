@@ -97,14 +97,16 @@ def run_steps(run: Run) -> None:
             if run.step % LOG_EVERY == 0:
                 loss = float(np.mean(losses))
                 values = {"train/loss": loss, "train/data_wait_share": loader.wait_share()}
-                accelerator.log(values, step=run.step)
+                accelerator.log(values | run.monitor.report(), step=run.step)
                 bar.set_postfix_str(f"loss {loss:.4f}")
                 losses.clear()
+            stepped = time.monotonic()
             if is_last or run.step % config.validate_every == 0:
                 run_validation(run, bar)
             is_stopping = anywhere(stop.received is not None, accelerator)
             if is_last or is_stopping or run.step % config.checkpoint_every == 0:
                 write_checkpoint(run)
+            run.monitor.pause(time.monotonic() - stepped)
             if is_stopping:
                 stop.raise_received()
                 raise SystemExit("regen: another process of the run was told to stop")
@@ -127,10 +129,11 @@ def write_checkpoint(run: Run) -> None:
 
 
 def run_validation(run: Run, bar: tqdm) -> None:
-    """Measure the averaged weights; to TensorBoard, validation.jsonl, a sheet and the terminal.
+    """Measure the averaged weights, and the raw ones to compare.
 
-    Every process measures all, as a sharded model needs them all in step. In the precision of the
-    weights; sharded, in that of the training.
+    To the tracker, validation.jsonl, a sheet and the terminal. Every process measures all, as a
+    sharded model needs them all in step. In the precision of the weights; sharded, in that of the
+    training.
     """
     if not run.validation_clips:
         return
@@ -138,20 +141,20 @@ def run_validation(run: Run, bar: tqdm) -> None:
     is_main = accelerator.is_main_process
     precision = accelerator.autocast() if run.config.shard else nullcontext()
     run.objective.eval()
-    with averaged_weights(run.model, run.ema), precision:
-        values = validate(
-            run.objective.reconstruct,
-            run.validation_clips,
-            run.model.geometry.chunk_length,
-            accelerator.device,
-            output / "sheets" / f"step_{run.step:08d}.png" if is_main else None,
-        )
+    sheet = output / "sheets" / f"step_{run.step:08d}.png" if is_main else None
+    clips = run.validation_clips, run.model.geometry.chunk_length, accelerator.device
+    with precision:
+        raw = validate(run.objective.reconstruct, *clips)
+        with averaged_weights(run.model, run.ema):
+            values = validate(run.objective.reconstruct, *clips, sheet)
     run.objective.train()
+    values["validation/psnr_raw"] = raw["validation/psnr"]
     accelerator.log(values, step=run.step)
     if is_main:
         record = {"step": run.step, "elapsed_s": run.elapsed_s, **values}
         append_record(output / "validation.jsonl", record)
-        text = ", ".join(f"{name.split('/')[1]} {value:.2f}" for name, value in values.items())
+        shown = [name for name in values if name.startswith("validation/")]
+        text = ", ".join(f"{name.split('/')[1]} {values[name]:.2f}" for name in shown)
         bar.write(f"step {run.step}: {text}")
 
 
@@ -207,5 +210,6 @@ def batch_loss(run: Run, batch: Batch, rank: int) -> torch.Tensor:
         latent_noise = (config.latent_noise * latent_noise).to(device)
     with run.accelerator.autocast():
         losses = run.wrapped(chunk, target, frame_times.to(device), noise, timestep, latent_noise)
+    run.monitor.add(str(batch["task"]), losses, timestep, latest)
     loss: torch.Tensor = losses.mean()
     return loss

@@ -21,6 +21,7 @@ from regen.models.presets import PRESETS
 from regen.training.averages import make_averages
 from regen.training.checkpoint import latest_checkpoint, load_checkpoint
 from regen.training.config import TrainConfig
+from regen.training.monitor import Monitor
 from regen.training.objective import ObjectiveConfig, REGENObjective
 from regen.training.optimizer import make_optimizer
 from regen.training.parallel import broadcast_module, parallelize
@@ -50,6 +51,7 @@ class Run:
     batches: TrainingBatches
     validation_clips: list[Clip]
     bad_clips: BadClips
+    monitor: Monitor
     step: int = 0
     elapsed_s: float = 0.0
 
@@ -253,6 +255,7 @@ def start_run(
         batches,
         validation_clips,
         bad_clips,
+        Monitor(accelerator),
     )
     if checkpoint is not None:
         run.step, run.elapsed_s = load_checkpoint(checkpoint, model, ema, optimizer)
