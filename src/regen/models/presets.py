@@ -69,7 +69,7 @@ def tiny_32x() -> dict[str, Any]:
     """`tiny_8x` for chunks of 33 frames: two more halvings of time, at less width."""
     return tiny_8x() | {
         "temporal_compression_ratio": 32,
-        "encoder_block_out_channels": (40,) * 6,
+        "encoder_block_out_channels": (32,) * 6,
         "encoder_strides": ((2, 1), (2, 1), (2, 1), (2, 1), (2, 1), (1, 1)),
     }
 
