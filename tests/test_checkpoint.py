@@ -77,7 +77,7 @@ def test_only_the_newest_are_kept(tmp_path: Path) -> None:
     state = make_state(0)
     (tmp_path / ".step_00000001.safetensors.tmp").write_bytes(b"half")  # of a killed run
     for step in (1, 2, 10):
-        save_checkpoint(tmp_path, step, *state, keep=2)
+        save_checkpoint(tmp_path, step, *state, keep_last=2)
     names = sorted(path.name for path in tmp_path.iterdir())
     assert names == ["step_00000002.safetensors", "step_00000010.safetensors"]
 

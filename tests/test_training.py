@@ -13,11 +13,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import small_train
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from PIL import Image
 from safetensors.torch import load_file
+from small_train import TEST_PRESET
 
 from regen.data.batches import BatchConfig, PictureBatches, TrainingBatches, to_float
 from regen.data.clips import prepare_clips
@@ -28,7 +30,6 @@ from regen.models.autoencoder import AutoencoderREGEN
 from regen.models.loading import load_model
 from regen.models.motion import warp
 from regen.models.picture import PictureCodec
-from regen.models.presets import PRESETS, tiny_8x
 from regen.training import loop, picture_stage
 from regen.training.config import TrainConfig, check_run_config, write_run_config
 from regen.training.loop import train
@@ -41,30 +42,16 @@ from regen.training.objective import (
 )
 from regen.training.optimizer import learning_rate_factor, make_optimizer
 from regen.training.picture_stage import init_picture, train_picture
+from regen.training.records import drop_records_after
 from regen.training.shortcut_init import init_shortcuts
 from regen.training.stopping import StopSignals
-from regen.training.validation import drop_records_after, validate, validation_chunks
+from regen.training.validation import validate, validation_chunks
 from regen.video import VideoWriter
-
-# 100,000 parameters: what is tested is the loop around them.
-TEST_PRESET = {
-    **tiny_8x(),
-    "num_layers": 1,
-    "num_attention_heads": 2,
-    "attention_head_dim": 16,
-    "encoder_block_out_channels": (8, 8, 8, 8),
-    "siren_width": 8,
-    "picture_width": 8,
-    "picture_blocks": (1, 1),
-}
 
 
 @pytest.fixture(autouse=True)
 def small_runs(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setitem(PRESETS, "test", lambda: dict(TEST_PRESET))
-    monkeypatch.setattr(loop, "INIT_BATCHES", 4)
-    monkeypatch.setattr(picture_stage, "NUM_INIT_BATCHES", 4)
-    monkeypatch.setattr(loop, "LOG_EVERY", 1)
+    small_train.make_small(monkeypatch)
     yield
     AcceleratorState._reset_state(reset_partial_state=True)
 
@@ -201,11 +188,10 @@ KILLED_RUN = """
 import os, signal, sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
+import pytest, small_train
 import test_training as t
-from regen.training import loop, picture_stage
-from regen.models.presets import PRESETS
-PRESETS["test"] = lambda: dict(t.TEST_PRESET)
-loop.INIT_BATCHES, loop.LOG_EVERY, picture_stage.NUM_INIT_BATCHES = 4, 1, 4
+from regen.training import loop
+small_train.make_small(pytest.MonkeyPatch())
 step = loop.train_step
 def killed(run, batch):
     if run.step == 3:
@@ -420,10 +406,11 @@ def test_validation_takes_the_middle(data: Path, tmp_path: Path) -> None:
     ]
     frames = torch.from_numpy(moving_frames(24, 0)[7:16, 7:57, 11:61])
     assert torch.equal(chunks[0][0], to_float(frames).permute(3, 0, 1, 2))
-    model = AutoencoderREGEN(**TEST_PRESET)
-    values = validate(model, clips, torch.device("cpu"), tmp_path / "sheet.png")
+    objective = REGENObjective(AutoencoderREGEN(**TEST_PRESET), ObjectiveConfig())
+    device, sheet = torch.device("cpu"), tmp_path / "sheet.png"
+    values = validate(objective.reconstruct, clips, 9, device, sheet)
     assert set(values) == {f"validation/psnr{part}" for part in ("", "_first_frame", "_last_frame")}
-    assert all(0 < value < 60 for value in values.values()) and model.training
+    assert all(0 < value < 60 for value in values.values())
     assert Image.open(tmp_path / "sheet.png").size == (9 * 72, 2 * 64)  # the two of 9 frames
 
 

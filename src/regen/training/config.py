@@ -10,6 +10,7 @@ from regen.models.presets import PRESETS
 # Options that may change between the start of a run and its resumption.
 FREE_OPTIONS = {
     "output", "cache", "num_workers", "validate_every", "checkpoint_every", "data", "max_bad_share",
+    "keep_last", "keep_every", "gradient_checkpointing", "shard", "gradient_accumulation_steps",
 }  # fmt: skip
 
 
@@ -68,6 +69,14 @@ class TrainConfig:
     """Precision of the matrix products."""
     compile: bool = False
     """Compile the training step: slower to start (minutes on a CPU), then faster."""
+    compile_blocks: bool = False
+    """Compile the decoder's blocks only, all at once: quick to start, and works with --shard."""
+    gradient_accumulation_steps: int = 1
+    """Batches per iteration and process. 1 process x 2 is the same as 2 processes x 1."""
+    gradient_checkpointing: bool = False
+    """Compute the blocks anew in the backward pass: less memory, more time."""
+    shard: bool = False
+    """Split weights, averages and moments among the processes (FSDP2): for large models."""
     seed: int = 0
     """Everything random follows from it."""
     cache: Path | None = None
@@ -81,6 +90,10 @@ class TrainConfig:
     """Iterations between validations."""
     checkpoint_every: int = 500
     """Iterations between checkpoints."""
+    keep_last: int = 2
+    """Checkpoints to keep; older ones are deleted."""
+    keep_every: int = 0
+    """Also keep the checkpoints of every so many iterations; 0: none."""
     num_workers: int = 1
     """Processes that prepare batches."""
     max_bad_share: float = 0.05
@@ -105,9 +118,11 @@ class TrainConfig:
         if not self.data:
             raise ValueError("--data takes at least one folder of clips and photos")
         batches = ("steps", "picture_steps", "video_batch_size", "image_batch_size", "num_targets")
-        for name in (*batches, "validate_every", "checkpoint_every"):
+        periods = ("validate_every", "checkpoint_every", "keep_last", "gradient_accumulation_steps")
+        for name in (*batches, *periods):
             self._check_range(name, 1, float("inf"))
-        for name in ("warmup_steps", "weight_decay", "validation_sources", "num_workers", "seed"):
+        counts = ("warmup_steps", "validation_sources", "num_workers", "seed", "keep_every")
+        for name in (*counts, "weight_decay"):
             self._check_range(name, 0, float("inf"))
         shares = ("image_share", "other_tasks", "cooldown_share", "noise_only_share")
         for name in (*shares, "max_bad_share", "ema_decay"):
@@ -116,6 +131,13 @@ class TrainConfig:
             raise ValueError(f"--learning-rate is a positive number, got {self.learning_rate}")
         if self.seed >= 2**63:
             raise ValueError(f"--seed has 63 bits at most, got {self.seed}")
+        if self.keep_every % self.checkpoint_every:
+            raise ValueError(
+                f"--keep-every is a multiple of --checkpoint-every {self.checkpoint_every}, "
+                f"got {self.keep_every}"
+            )
+        if self.compile and self.shard:
+            raise ValueError("--compile is of one process' model: with --shard, --compile-blocks")
 
     def _check_range(self, name: str, low: float, high: float) -> None:
         value = getattr(self, name)
@@ -124,22 +146,29 @@ class TrainConfig:
             raise ValueError(f"--{name.replace('_', '-')} is {expected}, got {value}")
 
 
-def run_options(config: TrainConfig) -> dict[str, Any]:
-    """As config.json holds them."""
-    return json.loads(json.dumps(asdict(config), default=str))
+def run_options(config: TrainConfig, num_processes: int = 1) -> dict[str, Any]:
+    """As config.json holds them, with the number of batches per iteration over all processes."""
+    options: dict[str, Any] = json.loads(json.dumps(asdict(config), default=str))
+    return options | {"batches_per_step": num_processes * config.gradient_accumulation_steps}
 
 
-def check_run_config(path: Path, config: TrainConfig) -> None:
+def check_run_config(path: Path, config: TrainConfig, num_processes: int = 1) -> None:
     """ValueError where the run was started with other options than `config`.
 
-    An option that did not exist then had its default.
+    An option that did not exist then had its default. The number of processes may change if the
+    number of batches per iteration does not.
     """
     if not path.exists():
         return
-    defaults = {field.name: field.default for field in fields(config)}
+    defaults = {field.name: field.default for field in fields(config)} | {"batches_per_step": 1}
     before = json.loads(path.read_text())
-    for name, value in run_options(config).items():
+    for name, value in run_options(config, num_processes).items():
         old = before.get(name, defaults.get(name))
+        if name == "batches_per_step" and old != value:
+            raise ValueError(
+                f"{path.parent} was started with {old} batches per iteration, now it is {value}: "
+                "processes x --gradient-accumulation-steps must stay the same"
+            )
         if name not in FREE_OPTIONS and old != value:
             raise ValueError(
                 f"{path.parent} was started with {name} = {old}, now it is {value}: "
@@ -147,9 +176,9 @@ def check_run_config(path: Path, config: TrainConfig) -> None:
             )
 
 
-def write_run_config(path: Path, config: TrainConfig) -> None:
+def write_run_config(path: Path, config: TrainConfig, num_processes: int = 1) -> None:
     """Keep the options that the run was started with; a file that is there stays."""
     if not path.exists():
         temporary = path.with_suffix(".tmp")
-        temporary.write_text(json.dumps(run_options(config), indent=2) + "\n")
+        temporary.write_text(json.dumps(run_options(config, num_processes), indent=2) + "\n")
         temporary.replace(path)

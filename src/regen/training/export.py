@@ -1,13 +1,12 @@
 """From a run's state to a model folder: averaged weights in bfloat16, with latent statistics."""
 
-import copy
 from pathlib import Path
 
 import torch
-from diffusers.training_utils import EMAModel
 
 from regen.data.batches import TrainingBatches, to_float
 from regen.models.autoencoder import AutoencoderREGEN
+from regen.training.parallel import local
 
 
 @torch.no_grad()
@@ -35,14 +34,20 @@ def measure_latents(
             model.latents_std[:, kind] = every.std(1).clamp_min(1e-4)  # a channel that is constant
 
 
-def export(model: AutoencoderREGEN, ema: EMAModel, batches: TrainingBatches, folder: Path) -> None:
-    """Write the averaged weights with their latent statistics as a diffusers model folder.
+def export(
+    model: AutoencoderREGEN,
+    state: dict[str, torch.Tensor],
+    batches: TrainingBatches,
+    folder: Path,
+) -> None:
+    """Write `state` (averaged weights) with its latent statistics as a diffusers model folder.
 
-    All of it is rounded to bfloat16, the statistics are those of the rounded weights. `model`
-    itself stays as it is.
+    All of it is rounded to bfloat16, the statistics are those of the rounded weights. `model` gives
+    configuration and device; it stays as it is.
     """
-    exported = copy.deepcopy(model)
-    ema.copy_to(exported.parameters())
+    exported = type(model).from_config(model.config)
+    exported.load_state_dict(state)
+    exported.to(local(next(model.parameters())).device)
     for parameter in exported.parameters():
         parameter.data = parameter.data.bfloat16().to(parameter.dtype)
     measure_latents(exported, batches)

@@ -7,27 +7,26 @@ asks for the batches from there, and repeats and skips nothing.
 import time
 from collections.abc import Iterator
 
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
-from regen.data.batches import Batch, TrainingBatches
+from regen.data.batches import Batch
 from regen.training.stopping import ignore_signals
 
 
 class TimedLoader:
-    """Iterable over `batches[step]` for each of `steps`, prepared by `num_workers` processes."""
+    """Iterable over `batches[item]` for each of `items`, prepared by `num_workers` processes."""
 
-    def __init__(self, batches: TrainingBatches, steps: range, num_workers: int) -> None:
+    def __init__(self, batches: Dataset[Batch], items: range, num_workers: int) -> None:
         self._loader: DataLoader[Batch] = DataLoader(
             batches,
             batch_size=None,
-            sampler=steps,
+            sampler=items,
             num_workers=num_workers,
             worker_init_fn=ignore_signals,
         )
         self._waited_s = self._used_s = 0.0
 
     def __iter__(self) -> Iterator[Batch]:
-        """Raises ValueError, in one line, where a batch cannot be made."""
         batches = iter(self._loader)
         while True:
             asked = time.monotonic()
@@ -35,9 +34,6 @@ class TimedLoader:
                 batch = next(batches)
             except StopIteration:
                 return
-            except ValueError as error:  # of another process: with its traceback
-                last = str(error).strip().splitlines()[-1]
-                raise ValueError(last.removeprefix("ValueError: ")) from error
             given = time.monotonic()
             yield batch
             self._waited_s += given - asked

@@ -68,10 +68,18 @@ class REGENObjective(nn.Module):
         output = self.model.predict(noisy, timestep, latents, frame_times, prior)
         error = output.float() - training_target(target, noise, prediction_type)
         losses = error.square().mean(dim=(1, 2, 3, 4))
+        # Every parameter has a part in every batch, also this one of images: processes that sum
+        # their gradients expect the same tensors of each other.
+        losses = losses + 0 * self.model.image_motion_latents.sum()
         if not self.config.detail_weighting:
             return losses
         weights = detail_weights(target) if prior is None else error_weights(prior, target)
         return losses * weights
+
+    def reconstruct(self, video: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        """Encode and decode `[B, 3, T, H, W]` in one step; here, as it is what launchers wrap."""
+        sample: torch.Tensor = self.model(video, generator=generator).sample
+        return sample
 
 
 def draw_timesteps(

@@ -1,7 +1,6 @@
 """Validation of a run: one-step reconstructions of held-out clips, measured and shown."""
 
-import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +10,6 @@ from regen.data.batches import to_float
 from regen.data.clips import Clip
 from regen.evaluation.metrics import psnr
 from regen.evaluation.sheets import write_sheet
-from regen.models.autoencoder import AutoencoderREGEN
 
 NUM_SHOWN = 4  # clips on a sample sheet
 
@@ -32,49 +30,28 @@ def validation_chunks(
 
 @torch.no_grad()
 def validate(
-    model: AutoencoderREGEN, clips: list[Clip], device: torch.device, sheet: Path
+    reconstruct: Callable[[torch.Tensor, torch.Generator], torch.Tensor],
+    clips: list[Clip],
+    chunk_length: int,
+    device: torch.device,
+    sheet: Path | None,
 ) -> dict[str, float]:
     """PSNR in dB of one-step reconstructions: of all frames, the first and the last.
 
-    Mean over frames, then clips. Writes a sheet of the first clips of one size. Runs in the
-    precision of the weights.
+    Mean over frames, then clips. Writes a sheet of the first clips of one size, where it is asked.
     """
-    model.eval()
     values: list[torch.Tensor] = []
     shown: list[tuple[torch.Tensor, torch.Tensor]] = []
-    for chunk in validation_chunks(clips, model.geometry.chunk_length):
+    for chunk in validation_chunks(clips, chunk_length):
         chunk = chunk.to(device)
-        generator = torch.Generator().manual_seed(0)
-        reconstruction = model(chunk, generator=generator).sample
+        reconstruction = reconstruct(chunk, torch.Generator().manual_seed(0))
         values.append(psnr(reconstruction, chunk)[0].cpu())
         if len(shown) < NUM_SHOWN and (not shown or chunk.shape == shown[0][0].shape):
             shown.append((chunk.cpu(), reconstruction.cpu()))
-    write_sheet(sheet, *(torch.cat(parts) for parts in zip(*shown, strict=True)))
-    model.train()
+    if sheet is not None:
+        write_sheet(sheet, *(torch.cat(parts) for parts in zip(*shown, strict=True)))
     return {
         "validation/psnr": float(np.mean([value.mean() for value in values])),
         "validation/psnr_first_frame": float(np.mean([value[0] for value in values])),
         "validation/psnr_last_frame": float(np.mean([value[-1] for value in values])),
     }
-
-
-def append_record(path: Path, record: dict[str, float]) -> None:
-    """Add one line to a JSON-lines file."""
-    with path.open("a") as file:
-        file.write(json.dumps(record) + "\n")
-
-
-def drop_records_after(path: Path, step: int) -> None:
-    """Keep the lines of a JSON-lines file up to `step`: a resumed run writes the others again."""
-    if not path.exists():
-        return
-    kept = []
-    for line in path.read_text().splitlines():
-        try:
-            if json.loads(line)["step"] <= step:
-                kept.append(line + "\n")
-        except json.JSONDecodeError:  # a line that a kill cut short
-            continue
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text("".join(kept))
-    temporary.replace(path)

@@ -1,0 +1,219 @@
+"""What a run is made of: clips, model, batches, objective, optimiser, averages; new or restored."""
+
+import copy
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from diffusers.training_utils import EMAModel
+from torch.utils.data import Dataset
+from tqdm import tqdm
+
+from regen.data.bad_clips import BadClips
+from regen.data.batches import Batch, BatchConfig, PictureBatches, TrainingBatches
+from regen.data.clips import Clip, exclude_sources, hold_out, prepare_clips
+from regen.models.autoencoder import AutoencoderREGEN
+from regen.models.presets import PRESETS
+from regen.training.averages import make_averages
+from regen.training.checkpoint import latest_checkpoint, load_checkpoint
+from regen.training.config import TrainConfig
+from regen.training.objective import ObjectiveConfig, REGENObjective
+from regen.training.optimizer import make_optimizer
+from regen.training.parallel import broadcast_module, parallelize
+from regen.training.picture_stage import train_picture
+from regen.training.shortcut_init import init_shortcuts
+
+INIT_BATCHES = 40  # that the shortcuts are solved from
+PICTURE_BATCH_SIZE = 10
+
+
+@dataclass
+class Run:
+    """What a run is made of, and where it stands: `step` iterations done in `elapsed_s` seconds.
+
+    `wrapped` is `objective` as the launcher's processes call it, `model` is the one within.
+    """
+
+    config: TrainConfig
+    accelerator: Accelerator
+    model: AutoencoderREGEN
+    objective: REGENObjective
+    wrapped: torch.nn.Module
+    optimizer: torch.optim.Optimizer
+    ema: EMAModel
+    batches: TrainingBatches
+    validation_clips: list[Clip]
+    bad_clips: BadClips
+    step: int = 0
+    elapsed_s: float = 0.0
+
+    def rank_of(self, index: int) -> int:
+        """The rank whose batch is this process' batch `index` of an iteration.
+
+        So N processes of one batch draw what one process of N batches draws.
+        """
+        return index * self.accelerator.num_processes + self.accelerator.process_index
+
+
+class OwnBatches(Dataset[Batch]):
+    """The batches of this process: item `step * n + index` is batch `index` of n of `step`."""
+
+    def __init__(self, run: Run) -> None:
+        self.of_index = []
+        for index in range(run.config.gradient_accumulation_steps):
+            batches = copy.copy(run.batches)
+            batches.rank = run.rank_of(index)
+            self.of_index.append(batches)
+
+    def __getitem__(self, item: int) -> Batch:
+        step, index = divmod(item, len(self.of_index))
+        return self.of_index[index][step]
+
+
+def load_clips(
+    config: TrainConfig, accelerator: Accelerator
+) -> tuple[list[Clip], list[Clip], BadClips]:
+    """(training, validation) clips, and those that cannot be read: counted, printed, in a file.
+
+    Raises ValueError where they are more than `config.max_bad_share`.
+    """
+    cache = config.cache if config.cache and config.decode_once else config.output / "cache"
+    clip_set = prepare_clips(config.data, cache, config.decode_once)
+    num_skipped = len(clip_set.skipped)
+    num_files = len(clip_set.clips) + num_skipped
+    bad_clips = BadClips(config.output / "bad_clips.txt", num_files, config.max_bad_share)
+    if num_skipped:
+        accelerator.print(f"skipped {num_skipped} of {num_files} files, see {bad_clips.path}:")
+        accelerator.print("\n".join(clip_set.skipped[:10] + ["..."] * (num_skipped > 10)))
+    if accelerator.is_main_process:
+        bad_clips.start(clip_set.skipped)
+    clips = exclude_sources(clip_set.clips, config.exclude_sources)
+    training, validation = hold_out(clips, config.validation_sources)
+    if is_other_data(config.output / "data.txt", training, accelerator.is_main_process):
+        accelerator.print("the clips are not those that the run started with: batches will differ")
+    num_videos = sum(not clip.is_photo for clip in training)
+    accelerator.print(
+        f"{num_videos} clips and {len(training) - num_videos} photos to train on, "
+        f"{len(validation)} clips to validate on"
+    )
+    return training, validation, bad_clips
+
+
+def is_other_data(path: Path, clips: list[Clip], is_main: bool) -> bool:
+    """Whether the run started with other clips; at its start `path` keeps what tells them."""
+    rows = [[clip.item.name, clip.source, clip.num_frames] for clip in clips]
+    told = hashlib.sha256(json.dumps(rows).encode()).hexdigest()
+    if not path.exists() and is_main:
+        path.write_text(f"{told}\n")
+    return path.exists() and path.read_text().strip() != told
+
+
+def build_model(config: TrainConfig, accelerator: Accelerator) -> AutoencoderREGEN:
+    """The preset with the run's prediction type, its weights drawn from the run's seed."""
+    preset = PRESETS[config.preset]() | {"prediction_type": config.prediction_type}
+    if config.prediction_type == "epsilon" and preset.get("motion_shortcut"):
+        # Choice: noise prediction has no shortcuts. They draw a video, not noise.
+        accelerator.print("epsilon predicts noise: training without the preset's shortcuts")
+        preset["motion_shortcut"] = False
+    torch.manual_seed(config.seed)
+    return AutoencoderREGEN(**preset)
+
+
+def build_batches(
+    config: TrainConfig, model: AutoencoderREGEN, clips: list[Clip]
+) -> TrainingBatches:
+    """The batches of rank 0."""
+    batch_config = BatchConfig(
+        seed=config.seed,
+        num_steps=config.steps,
+        temporal_compression_ratio=model.temporal_compression_ratio,
+        shapes=config.shapes,
+        crop=config.crop,
+        image_size=config.image_size,
+        video_size=config.video_size,
+        image_share=config.image_share,
+        video_batch_size=config.video_batch_size,
+        image_batch_size=config.image_batch_size,
+        num_targets=config.num_targets,
+        other_tasks=config.other_tasks,
+    )
+    return TrainingBatches(clips, batch_config)
+
+
+def start_shortcuts(
+    model: AutoencoderREGEN, batches: TrainingBatches, config: TrainConfig, accelerator: Accelerator
+) -> None:
+    """Train the picture codec, then solve the other shortcuts from the first video batches.
+
+    The first in every process, the second in the main one, whose result all take.
+    """
+    assert model.shortcut is not None and model.linear_decoder is not None
+    train_picture(
+        model.shortcut.picture,
+        model.config["latent_channels"],
+        PictureBatches(batches, config.picture_steps, PICTURE_BATCH_SIZE),
+        accelerator,
+        config.output / "picture",
+        config.checkpoint_every,
+        config.num_workers,
+    )
+    model.cpu()
+    if accelerator.is_main_process:
+        decibels = init_shortcuts(model, first_videos(model, batches), tqdm)
+        accelerator.print(f"shortcuts start at {decibels:.2f} dB on training crops")
+    for part in (model.shortcut, model.linear_decoder):
+        broadcast_module(part, accelerator)
+
+
+def first_videos(model: AutoencoderREGEN, batches: TrainingBatches) -> list[torch.Tensor]:
+    """Whole chunks, uint8 `[B, 3, k + 1, H, W]` each, of the first batches; at least one."""
+    videos: list[torch.Tensor] = []
+    for step in range(100 * INIT_BATCHES):  # one batch in five is images
+        chunk = batches[step]["chunk"]
+        assert isinstance(chunk, torch.Tensor)
+        if chunk.shape[2] == model.geometry.chunk_length:
+            videos.append(chunk)
+        if step + 1 >= INIT_BATCHES and videos:
+            break
+    return videos
+
+
+def start_run(
+    config: TrainConfig,
+    accelerator: Accelerator,
+    training_clips: list[Clip],
+    validation_clips: list[Clip],
+    bad_clips: BadClips,
+) -> Run:
+    """A new run, or one restored from the newest whole checkpoint below `config.output`."""
+    model = build_model(config, accelerator)
+    batches = build_batches(config, model, training_clips)
+    with accelerator.main_process_first():  # renames what is damaged
+        checkpoint, damaged = latest_checkpoint(config.output / "checkpoints")
+    for path in damaged:
+        accelerator.print(f"a checkpoint is damaged and was put aside: {path}")
+    if checkpoint is None and model.shortcut is not None:
+        start_shortcuts(model, batches, config, accelerator)
+    settings = ObjectiveConfig(config.noise_only_share, config.detail_weighting)
+    objective = REGENObjective(model, settings)
+    wrapped = parallelize(objective, config, accelerator)
+    optimizer, ema = make_optimizer(model, config), make_averages(model, config)
+    run = Run(
+        config,
+        accelerator,
+        model,
+        objective,
+        wrapped,
+        optimizer,
+        ema,
+        batches,
+        validation_clips,
+        bad_clips,
+    )
+    if checkpoint is not None:
+        run.step, run.elapsed_s = load_checkpoint(checkpoint, model, ema, optimizer)
+        accelerator.print(f"going on at step {run.step} of {config.steps}")
+    return run

@@ -1,0 +1,106 @@
+"""`regen train` of a very small model (`--preset test`), for tests that launch it or kill it.
+
+python tests/small_train.py train ARGUMENTS, or: python tests/small_train.py serve, or: python
+tests/small_train.py all FILE
+"""
+
+import os
+import shlex
+import sys
+import time
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate.state import AcceleratorState, PartialState
+
+from regen.cli import main
+from regen.models.presets import PRESETS, tiny_8x
+from regen.training import checkpoint, loop, picture_stage, start
+from regen.training.config import TrainConfig, run_options
+
+# 100,000 parameters: what is tested is the loop around them.
+TEST_PRESET = {
+    **tiny_8x(),
+    "num_layers": 1,
+    "num_attention_heads": 2,
+    "attention_head_dim": 16,
+    "encoder_block_out_channels": (8, 8, 8, 8),
+    "siren_width": 8,
+    "picture_width": 8,
+    "picture_blocks": (1, 1),
+}
+
+
+def arguments_of(config: TrainConfig) -> list[str]:
+    """The command line of `config`."""
+    defaults = {field.name: field.default for field in fields(TrainConfig)}
+    words = ["train"]
+    for name, value in run_options(config).items():
+        option = f"--{name.replace('_', '-')}"
+        if name == "batches_per_step" or value is None:
+            continue
+        if isinstance(value, bool):
+            if value != defaults[name]:  # a flag: it has no other form than the one that changes
+                words += [option if value else option.replace("--", "--no-", 1)]
+        else:
+            words += [option, *map(str, value if isinstance(value, list) else [value])]
+    return words
+
+
+def make_small(patch: pytest.MonkeyPatch) -> None:
+    torch.set_num_threads(1)
+    patch.setitem(PRESETS, "test", lambda: dict(TEST_PRESET))
+    patch.setattr(start, "INIT_BATCHES", 4)
+    patch.setattr(picture_stage, "NUM_INIT_BATCHES", 4)
+    patch.setattr(loop, "LOG_EVERY", 1)
+
+
+def save_slowly() -> None:
+    """Checkpoints that stand half written on the disk for a while."""
+    save_file = checkpoint.save_file
+
+    def slow(tensors: dict, path: Path, metadata: dict) -> None:
+        save_file(tensors, path, metadata=metadata)
+        content = path.read_bytes()
+        path.write_bytes(content[: len(content) // 2])
+        time.sleep(0.3)
+        path.write_bytes(content)
+
+    checkpoint.save_file = slow
+
+
+def serve() -> None:
+    """For each line of arguments fork a process that runs them; prints its pid, then its status.
+
+    So that a test can start and kill many: the imports take longer than the runs.
+    """
+    for line in sys.stdin:
+        pid = os.fork()
+        if pid == 0:
+            sys.argv = ["regen", *shlex.split(line)]
+            save_slowly()
+            main()
+            os._exit(0)
+        print(pid, flush=True)
+        print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
+
+
+def run_all(path: Path) -> None:
+    """Run the command of each line of a file, in one group of processes."""
+    PartialState.destroy_process_group = lambda self, group=None: None
+    for line in path.read_text().splitlines():
+        sys.argv = ["regen", *shlex.split(line)]
+        main()
+        AcceleratorState._reset_state()
+
+
+if __name__ == "__main__":
+    make_small(pytest.MonkeyPatch())
+    if sys.argv[1] == "all":
+        run_all(Path(sys.argv[2]))
+    elif sys.argv[1] == "serve":
+        serve()
+    else:
+        main()
