@@ -39,7 +39,7 @@ def arguments_of(config: TrainConfig) -> list[str]:
     words = ["train"]
     for name, value in run_options(config).items():
         option = f"--{name.replace('_', '-')}"
-        if name == "batches_per_step" or value is None:
+        if name == "batches_per_step" or value in (None, []):
             continue
         if isinstance(value, bool):
             if value != defaults[name]:  # a flag: it has no other form than the one that changes

@@ -193,8 +193,8 @@ def test_bfloat16_sharded(runs: Runs) -> None:
     one, other = losses(runs.one_bf16), losses(runs.sharded_bf16)
     assert torch.allclose(one, other, rtol=1e-3, atol=0)
     assert torch.equal(
-        state(runs.one_bf16)["model.shortcut.content.weight"],
-        state(runs.sharded_bf16)["model.shortcut.content.weight"],
+        state(runs.one_bf16)["model.shortcut.residual.weight"],
+        state(runs.sharded_bf16)["model.shortcut.residual.weight"],
     )
 
 

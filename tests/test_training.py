@@ -409,8 +409,12 @@ def test_validation_takes_the_middle(data: Path, tmp_path: Path) -> None:
     objective = REGENObjective(AutoencoderREGEN(**TEST_PRESET), ObjectiveConfig())
     device, sheet = torch.device("cpu"), tmp_path / "sheet.png"
     values = validate(objective.reconstruct, clips, 9, device, sheet)
-    assert set(values) == {f"validation/psnr{part}" for part in ("", "_first_frame", "_last_frame")}
-    assert all(0 < value < 60 for value in values.values())
+    names = {
+        f"validation/{name}" for name in ("psnr", "psnr_first_frame", "psnr_last_frame", "ssim")
+    }
+    names |= {f"frames/{name}_{place:02d}" for name in ("psnr", "ssim") for place in range(9)}
+    assert set(values) == names and all(0 < value < 60 for value in values.values())
+    assert values["frames/psnr_00"] == values["validation/psnr_first_frame"]
     assert Image.open(tmp_path / "sheet.png").size == (9 * 72, 2 * 64)  # the two of 9 frames
 
 

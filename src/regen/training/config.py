@@ -1,16 +1,18 @@
 """`regen train`'s options: one frozen dataclass, which is also its `--help`."""
 
 import json
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from regen.models.presets import PRESETS
+from regen.training.recipes import RECIPES
 
 # Options that may change between the start of a run and its resumption.
 FREE_OPTIONS = {
     "output", "cache", "num_workers", "validate_every", "checkpoint_every", "data", "max_bad_share",
-    "keep_last", "keep_every", "gradient_checkpointing", "shard", "gradient_accumulation_steps",
+    "keep_last", "keep_every", "tracker",
+    "gradient_checkpointing", "shard", "gradient_accumulation_steps",
 }  # fmt: skip
 
 
@@ -24,6 +26,17 @@ class TrainConfig:
     URLs (s3://, gs://, https://, ...). docs/data.md tells more."""
     output: Path
     """Folder of the run: checkpoints, TensorBoard log, sample sheets, and at the end the model."""
+    recipe: str | None = None
+    """paper_4x, paper_8x, paper_16x, paper_32x: options of the paper; those that you give with
+    another value than their default stay as you give them."""
+    init: str | None = None
+    """Start from this model: name of embedded weights, a folder, or a hub id. What does not fit the
+    preset is named and starts anew."""
+    train_only: Literal["all", "decoder"] = "all"
+    """decoder: the encoder of --init stays as it is, and so do its latents."""
+    latent_noise: float = 0.0
+    """Noise on the latents that the decoder learns from, in their deviations, from 0 to this for
+    each sample: so that it forgives what a generative model makes."""
     preset: str = "tiny_8x"
     """Model configuration; one of regen.models.presets."""
     prediction_type: Literal["sample", "v_prediction", "epsilon"] = "sample"
@@ -94,6 +107,9 @@ class TrainConfig:
     """Checkpoints to keep; older ones are deleted."""
     keep_every: int = 0
     """Also keep the checkpoints of every so many iterations; 0: none."""
+    tracker: str = "tensorboard"
+    """Where curves go: tensorboard (OUTPUT/logs), another that accelerate knows and that is
+    installed (wandb, mlflow, ...), or none."""
     num_workers: int = 1
     """Processes that prepare batches."""
     max_bad_share: float = 0.05
@@ -102,6 +118,18 @@ class TrainConfig:
     @property
     def decode_once(self) -> bool:
         return str(self.cache) != "none"
+
+    def with_recipe(self) -> "TrainConfig":
+        """With the options of the recipe, where they have their default. ValueError: no such."""
+        if self.recipe is None:
+            return self
+        if self.recipe not in RECIPES:
+            raise ValueError(f"--recipe is one of {', '.join(RECIPES)}, got {self.recipe!r}")
+        defaults = {field.name: field.default for field in fields(self)}
+        options = RECIPES[self.recipe]().items()
+        return replace(
+            self, **{name: v for name, v in options if getattr(self, name) == defaults[name]}
+        )
 
     def check(self) -> None:
         """ValueError for an option out of range."""
@@ -122,7 +150,7 @@ class TrainConfig:
         for name in (*batches, *periods):
             self._check_range(name, 1, float("inf"))
         counts = ("warmup_steps", "validation_sources", "num_workers", "seed", "keep_every")
-        for name in (*counts, "weight_decay"):
+        for name in (*counts, "weight_decay", "latent_noise"):
             self._check_range(name, 0, float("inf"))
         shares = ("image_share", "other_tasks", "cooldown_share", "noise_only_share")
         for name in (*shares, "max_bad_share", "ema_decay"):
@@ -136,6 +164,8 @@ class TrainConfig:
                 f"--keep-every is a multiple of --checkpoint-every {self.checkpoint_every}, "
                 f"got {self.keep_every}"
             )
+        if self.train_only == "decoder" and self.init is None:
+            raise ValueError("--train-only decoder keeps the encoder of --init MODEL: give one")
         if self.compile and self.shard:
             raise ValueError("--compile is of one process' model: with --shard, --compile-blocks")
 

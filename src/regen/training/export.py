@@ -37,20 +37,21 @@ def measure_latents(
 def export(
     model: AutoencoderREGEN,
     state: dict[str, torch.Tensor],
-    batches: TrainingBatches,
+    batches: TrainingBatches | None,
     folder: Path,
 ) -> None:
     """Write `state` (averaged weights) with its latent statistics as a diffusers model folder.
 
-    All of it is rounded to bfloat16, the statistics are those of the rounded weights. `model` gives
-    configuration and device; it stays as it is.
+    All of it is rounded to bfloat16; the statistics are those of the rounded weights on `batches`
+    (None: those in `state`). `model` gives configuration and device; it stays as it is.
     """
     exported = type(model).from_config(model.config)
     exported.load_state_dict(state)
     exported.to(local(next(model.parameters())).device)
     for parameter in exported.parameters():
         parameter.data = parameter.data.bfloat16().to(parameter.dtype)
-    measure_latents(exported, batches)
+    if batches is not None:
+        measure_latents(exported, batches)
     temporary = folder.with_name(f".{folder.name}.tmp")
     exported.bfloat16().save_pretrained(temporary)
     folder.mkdir(parents=True, exist_ok=True)

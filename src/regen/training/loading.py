@@ -5,19 +5,19 @@ asks for the batches from there, and repeats and skips nothing.
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
+from typing import Any
 
 from torch.utils.data import DataLoader, Dataset
 
-from regen.data.batches import Batch
 from regen.training.stopping import ignore_signals
 
 
 class TimedLoader:
     """Iterable over `batches[item]` for each of `items`, prepared by `num_workers` processes."""
 
-    def __init__(self, batches: Dataset[Batch], items: range, num_workers: int) -> None:
-        self._loader: DataLoader[Batch] = DataLoader(
+    def __init__(self, batches: Dataset[Any], items: range, num_workers: int) -> None:
+        self._loader: DataLoader[Any] = DataLoader(
             batches,
             batch_size=None,
             sampler=items,
@@ -26,18 +26,29 @@ class TimedLoader:
         )
         self._waited_s = self._used_s = 0.0
 
-    def __iter__(self) -> Iterator[Batch]:
+    def __iter__(self) -> Generator[Any, None, None]:
+        """Raises ValueError, in one line, where a batch cannot be made; close it on any other end.
+
+        The processes ignore the signal by which an exit ends its children: it would wait for them.
+        """
         batches = iter(self._loader)
-        while True:
-            asked = time.monotonic()
-            try:
-                batch = next(batches)
-            except StopIteration:
-                return
-            given = time.monotonic()
-            yield batch
-            self._waited_s += given - asked
-            self._used_s += time.monotonic() - given
+        try:
+            while True:
+                asked = time.monotonic()
+                try:
+                    batch = next(batches)
+                except StopIteration:
+                    return
+                except ValueError as error:  # of another process: with its traceback
+                    last = str(error).strip().splitlines()[-1]
+                    raise ValueError(last.removeprefix("ValueError: ")) from error
+                given = time.monotonic()
+                yield batch
+                self._waited_s += given - asked
+                self._used_s += time.monotonic() - given
+        finally:
+            if hasattr(batches, "_shutdown_workers"):
+                batches._shutdown_workers()
 
     def wait_share(self) -> float:
         """Share of the time since the last call that was spent waiting for batches."""

@@ -5,7 +5,7 @@ the same command is, on a CPU, the undisturbed run, bit for bit.
 """
 
 import time
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from functools import partial
 
 import numpy as np
@@ -20,7 +20,7 @@ from regen.training.checkpoint import save_checkpoint
 from regen.training.config import TrainConfig, check_run_config, write_run_config
 from regen.training.export import export
 from regen.training.loading import TimedLoader
-from regen.training.objective import draw_timesteps
+from regen.training.objective import draw_latent_noise, draw_timesteps
 from regen.training.optimizer import learning_rate_factor
 from regen.training.parallel import anywhere, everywhere, make_accelerator, mean, whole
 from regen.training.records import append_record, drop_records_after
@@ -39,6 +39,7 @@ def train(config: TrainConfig) -> None:
     writes its model again. Raises ValueError for options and data that cannot work, where the loss
     is not finite, and for what fails on the way (a full disk, a process that died).
     """
+    config = config.with_recipe()
     config.check()
     accelerator = make_accelerator(config)
     check_run_config(config.output / "config.json", config, accelerator.num_processes)
@@ -61,7 +62,9 @@ def _train(config: TrainConfig, accelerator: Accelerator) -> None:
         run_steps(run)
         state = gather_averages(run.model, run.ema, keep=accelerator.is_main_process)
         if accelerator.is_main_process:
-            export(run.model, state, run.batches, config.output / "model")
+            # A frozen encoder keeps the statistics of its latents, which others rely on.
+            batches = run.batches if config.train_only == "all" else None
+            export(run.model, state, batches, config.output / "model")
             accelerator.print(f"all {config.steps} steps done: {config.output / 'model'}")
         accelerator.wait_for_everyone()
     finally:
@@ -78,12 +81,11 @@ def run_steps(run: Run) -> None:
     losses: list[float] = []
     is_main = accelerator.is_main_process
     bar = tqdm(total=config.steps, initial=run.step, unit="step", disable=not is_main)
-    with bar, StopSignals() as stop:
-        batches = iter(loader)
+    with bar, StopSignals() as stop, closing(iter(loader)) as stream:
         while run.step < config.steps:
-            own = [next(batches) for _ in range(num_batches)]
-            run.bad_clips.add([line for batch in own for line in batch["bad_clips"]])
-            losses.append(train_step(run, own))
+            batches = [next(stream) for _ in range(num_batches)]
+            run.bad_clips.add([line for batch in batches for line in batch["bad_clips"]])
+            losses.append(train_step(run, batches))
             run.ema.step(run.model.parameters())
             run.step += 1
             run.elapsed_s = time.monotonic() - started
@@ -95,14 +97,16 @@ def run_steps(run: Run) -> None:
             if run.step % LOG_EVERY == 0:
                 loss = float(np.mean(losses))
                 values = {"train/loss": loss, "train/data_wait_share": loader.wait_share()}
-                accelerator.log(values, step=run.step)
+                accelerator.log(values | run.monitor.report(), step=run.step)
                 bar.set_postfix_str(f"loss {loss:.4f}")
                 losses.clear()
+            stepped = time.monotonic()
             if is_last or run.step % config.validate_every == 0:
                 run_validation(run, bar)
             is_stopping = anywhere(stop.received is not None, accelerator)
             if is_last or is_stopping or run.step % config.checkpoint_every == 0:
                 write_checkpoint(run)
+            run.monitor.pause(time.monotonic() - stepped)
             if is_stopping:
                 stop.raise_received()
                 raise SystemExit("regen: another process of the run was told to stop")
@@ -125,10 +129,11 @@ def write_checkpoint(run: Run) -> None:
 
 
 def run_validation(run: Run, bar: tqdm) -> None:
-    """Measure the averaged weights; to TensorBoard, validation.jsonl, a sheet and the terminal.
+    """Measure the averaged weights, and the raw ones to compare.
 
-    Every process measures all, as a sharded model needs them all in step. In the precision of the
-    weights; sharded, in that of the training.
+    To the tracker, validation.jsonl, a sheet and the terminal. Every process measures all, as a
+    sharded model needs them all in step. In the precision of the weights; sharded, in that of the
+    training.
     """
     if not run.validation_clips:
         return
@@ -136,20 +141,20 @@ def run_validation(run: Run, bar: tqdm) -> None:
     is_main = accelerator.is_main_process
     precision = accelerator.autocast() if run.config.shard else nullcontext()
     run.objective.eval()
-    with averaged_weights(run.model, run.ema), precision:
-        values = validate(
-            run.objective.reconstruct,
-            run.validation_clips,
-            run.model.geometry.chunk_length,
-            accelerator.device,
-            output / "sheets" / f"step_{run.step:08d}.png" if is_main else None,
-        )
+    sheet = output / "sheets" / f"step_{run.step:08d}.png" if is_main else None
+    clips = run.validation_clips, run.model.geometry.chunk_length, accelerator.device
+    with precision:
+        raw = validate(run.objective.reconstruct, *clips)
+        with averaged_weights(run.model, run.ema):
+            values = validate(run.objective.reconstruct, *clips, sheet)
     run.objective.train()
+    values["validation/psnr_raw"] = raw["validation/psnr"]
     accelerator.log(values, step=run.step)
     if is_main:
         record = {"step": run.step, "elapsed_s": run.elapsed_s, **values}
         append_record(output / "validation.jsonl", record)
-        text = ", ".join(f"{name.split('/')[1]} {value:.2f}" for name, value in values.items())
+        shown = [name for name in values if name.startswith("validation/")]
+        text = ", ".join(f"{name.split('/')[1]} {values[name]:.2f}" for name in shown)
         bar.write(f"step {run.step}: {text}")
 
 
@@ -199,7 +204,12 @@ def batch_loss(run: Run, batch: Batch, rank: int) -> torch.Tensor:
     # Choice: noise prediction does not train at t = 1. It cannot be sampled from there.
     latest = EPSILON_MAX_TIMESTEP if config.prediction_type == "epsilon" else 1.0
     timestep = draw_timesteps(len(target), config.noise_only_share, generator, latest).to(device)
+    latent_noise = None
+    if config.latent_noise:
+        latent_noise = draw_latent_noise(chunk, run.model.config["latent_channels"], generator)
+        latent_noise = (config.latent_noise * latent_noise).to(device)
     with run.accelerator.autocast():
-        losses = run.wrapped(chunk, target, frame_times.to(device), noise, timestep)
+        losses = run.wrapped(chunk, target, frame_times.to(device), noise, timestep, latent_noise)
+    run.monitor.add(str(batch["task"]), losses, timestep, latest)
     loss: torch.Tensor = losses.mean()
     return loss

@@ -7,6 +7,7 @@ from torch import nn
 
 from regen.flow import add_noise, training_target
 from regen.models.autoencoder import AutoencoderREGEN
+from regen.models.picture import PATCH
 
 
 @dataclass(frozen=True)
@@ -55,14 +56,21 @@ class REGENObjective(nn.Module):
         frame_times: torch.Tensor,
         noise: torch.Tensor,
         timestep: torch.Tensor,
+        latent_noise: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Losses of the samples, `[B]`.
 
         `chunk` `[B, 3, 1 or k + 1, S, S]` and `target` `[B, 3, F, S, S]` in [-1, 1], `frame_times`
         `[B, F]` in frames of the chunk, `noise` like `target`, `timestep` `[B]` in [0, 1].
+        `latent_noise` `[B, 8, 2, h, w]` is added to the latents, in their deviations.
         """
         prediction_type = self.model.config.prediction_type
         latents = self.model.fill_motion(self.model.encode_chunk(chunk))  # [B, 8, 2, h, w]
+        if latent_noise is not None:
+            # Choice: noise on the latents is measured by the deviation of each channel in the
+            # batch. A new model has no statistics yet; a constant, as z_m of an image, gets none.
+            deviation = latents.detach().float().std(dim=(0, 3, 4), keepdim=True)
+            latents = latents + (deviation * latent_noise).to(latents.dtype)
         noisy = add_noise(target, noise, timestep)
         prior = self.model.predict_shortcut(latents, frame_times)
         output = self.model.predict(noisy, timestep, latents, frame_times, prior)
@@ -96,3 +104,16 @@ def draw_timesteps(
     uniform = torch.rand(batch_size, generator=generator).clamp_min(1e-3)
     noise_only = torch.rand(batch_size, generator=generator) < noise_only_share
     return max_timestep * torch.where(noise_only, torch.ones(batch_size), uniform)
+
+
+def draw_latent_noise(
+    chunk: torch.Tensor, latent_channels: int, generator: torch.Generator
+) -> torch.Tensor:
+    """Noise for the latents of `chunk` `[B, 3, T, H, W]`: `[B, latent_channels, 2, h, w]`.
+
+    Choice: its deviation is uniform from 0 to 1 for each sample. Clean latents must decode as well.
+    """
+    batch_size, height, width = len(chunk), chunk.shape[-2] // PATCH, chunk.shape[-1] // PATCH
+    strength = torch.rand(batch_size, 1, 1, 1, 1, generator=generator)
+    shape = (batch_size, latent_channels, 2, height, width)
+    return strength * torch.randn(shape, generator=generator)

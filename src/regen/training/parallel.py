@@ -8,6 +8,7 @@ from datetime import timedelta
 
 import torch
 from accelerate import Accelerator, InitProcessGroupKwargs
+from accelerate.tracking import get_available_trackers
 from accelerate.utils import ProjectConfiguration, broadcast
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
@@ -24,10 +25,16 @@ PATIENCE = timedelta(hours=3)  # processes wait that long for the one that decod
 def make_accelerator(config: TrainConfig) -> Accelerator:
     """This process among those of the run. Raises ValueError for a launch that cannot work."""
     num_launched = int(os.environ.get("WORLD_SIZE", 1))
+    trackers = [str(getattr(one, "value", one)) for one in get_available_trackers()]
+    if config.tracker not in (*trackers, "none"):
+        raise ValueError(
+            f"--tracker is one of {', '.join(trackers)} (those installed) or none, "
+            f"got {config.tracker!r}"
+        )
     accelerator = Accelerator(
         cpu=num_launched > 1 and not torch.cuda.is_available(),  # else each would be alone
         mixed_precision=config.mixed_precision,
-        log_with="tensorboard",
+        log_with=None if config.tracker == "none" else config.tracker,
         project_config=ProjectConfiguration(
             project_dir=str(config.output), logging_dir=str(config.output / "logs")
         ),

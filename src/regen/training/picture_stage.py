@@ -6,13 +6,13 @@ their codes; then both halves are trained together. Every draw follows from (see
 
 import math
 from collections.abc import Iterable
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
 from diffusers.training_utils import EMAModel
-from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from regen.data.batches import PictureBatches, to_float
@@ -26,9 +26,10 @@ from regen.training.least_squares import (
     set_conv,
     set_synthesis,
 )
+from regen.training.loading import TimedLoader
 from regen.training.muon import Muon
 from regen.training.parallel import anywhere, everywhere
-from regen.training.stopping import StopSignals, ignore_signals
+from regen.training.stopping import StopSignals
 
 LEARNING_RATE = 1.2e-3
 WARMUP_STEPS = 100
@@ -130,16 +131,10 @@ def train_picture(
     with accelerator.main_process_first():
         checkpoint, _ = latest_checkpoint(folder)
     step = load_checkpoint(checkpoint, picture, ema, optimizer)[0] if checkpoint else 0
-    loader: DataLoader[torch.Tensor] = DataLoader(
-        batches,
-        batch_size=None,
-        sampler=range(step, num_steps),
-        num_workers=num_workers,
-        worker_init_fn=ignore_signals,
-    )
+    loader = TimedLoader(batches, range(step, num_steps), num_workers)
     is_main = accelerator.is_main_process
-    bar = tqdm(loader, "pictures", num_steps, initial=step, unit="step", disable=not is_main)
-    with StopSignals() as stop:
+    with StopSignals() as stop, closing(iter(loader)) as stream:
+        bar = tqdm(stream, "pictures", num_steps, initial=step, unit="step", disable=not is_main)
         for frames in bar:
             generator = torch.Generator().manual_seed(batches.seed * 10**9 + step)
             with accelerator.autocast():

@@ -16,16 +16,20 @@ from regen.data.bad_clips import BadClips
 from regen.data.batches import Batch, BatchConfig, PictureBatches, TrainingBatches
 from regen.data.clips import Clip, exclude_sources, hold_out, prepare_clips
 from regen.models.autoencoder import AutoencoderREGEN
+from regen.models.loading import load_model
 from regen.models.presets import PRESETS
 from regen.training.averages import make_averages
 from regen.training.checkpoint import latest_checkpoint, load_checkpoint
 from regen.training.config import TrainConfig
+from regen.training.monitor import Monitor
 from regen.training.objective import ObjectiveConfig, REGENObjective
 from regen.training.optimizer import make_optimizer
 from regen.training.parallel import broadcast_module, parallelize
 from regen.training.picture_stage import train_picture
 from regen.training.shortcut_init import init_shortcuts
 
+SHORTCUTS = ("shortcut.", "linear_decoder.")
+ENCODER = ("encoder.", "shortcut.")  # names of the parameters that make latents
 INIT_BATCHES = 40  # that the shortcuts are solved from
 PICTURE_BATCH_SIZE = 10
 
@@ -47,6 +51,7 @@ class Run:
     batches: TrainingBatches
     validation_clips: list[Clip]
     bad_clips: BadClips
+    monitor: Monitor
     step: int = 0
     elapsed_s: float = 0.0
 
@@ -122,6 +127,34 @@ def build_model(config: TrainConfig, accelerator: Accelerator) -> AutoencoderREG
     return AutoencoderREGEN(**preset)
 
 
+def take_weights(model: AutoencoderREGEN, config: TrainConfig) -> list[str]:
+    """Copy the weights of `config.init` that fit `model`; the names of those that do not.
+
+    Raises ValueError where there is no such model, or it cannot be used so.
+    """
+    assert config.init is not None
+    source = load_model(config.init)
+    predicts, wanted = source.config["prediction_type"], model.config["prediction_type"]
+    if predicts != wanted:
+        raise ValueError(f"{config.init} predicts {predicts}: give --prediction-type {predicts}")
+    state = model.state_dict()
+    fitting = {
+        name: tensor
+        for name, tensor in source.state_dict().items()
+        if name in state and tensor.shape == state[name].shape
+    }
+    model.load_state_dict(state | fitting)
+    new = sorted(set(state) - set(fitting))
+    changed = [name for name in new if name.startswith(ENCODER)]
+    same_ratio = source.temporal_compression_ratio == model.temporal_compression_ratio
+    if config.train_only == "decoder" and (changed or not same_ratio):
+        raise ValueError(
+            f"--train-only decoder keeps the encoder of {config.init}, which is not that of preset "
+            f"{config.preset} ({', '.join(changed[:3]) or 'another ratio'}): give its own --preset"
+        )
+    return new
+
+
 def build_batches(
     config: TrainConfig, model: AutoencoderREGEN, clips: list[Clip]
 ) -> TrainingBatches:
@@ -144,22 +177,28 @@ def build_batches(
 
 
 def start_shortcuts(
-    model: AutoencoderREGEN, batches: TrainingBatches, config: TrainConfig, accelerator: Accelerator
+    model: AutoencoderREGEN,
+    batches: TrainingBatches,
+    config: TrainConfig,
+    accelerator: Accelerator,
+    has_picture: bool,
 ) -> None:
     """Train the picture codec, then solve the other shortcuts from the first video batches.
 
-    The first in every process, the second in the main one, whose result all take.
+    `has_picture`: it is trained already. Every process trains it, the main one solves the others;
+    all take the main process' result.
     """
     assert model.shortcut is not None and model.linear_decoder is not None
-    train_picture(
-        model.shortcut.picture,
-        model.config["latent_channels"],
-        PictureBatches(batches, config.picture_steps, PICTURE_BATCH_SIZE),
-        accelerator,
-        config.output / "picture",
-        config.checkpoint_every,
-        config.num_workers,
-    )
+    if not has_picture:
+        train_picture(
+            model.shortcut.picture,
+            model.config["latent_channels"],
+            PictureBatches(batches, config.picture_steps, PICTURE_BATCH_SIZE),
+            accelerator,
+            config.output / "picture",
+            config.checkpoint_every,
+            config.num_workers,
+        )
     model.cpu()
     if accelerator.is_main_process:
         decibels = init_shortcuts(model, first_videos(model, batches), tqdm)
@@ -195,8 +234,19 @@ def start_run(
         checkpoint, damaged = latest_checkpoint(config.output / "checkpoints")
     for path in damaged:
         accelerator.print(f"a checkpoint is damaged and was put aside: {path}")
-    if checkpoint is None and model.shortcut is not None:
-        start_shortcuts(model, batches, config, accelerator)
+    new = list(model.state_dict())
+    if checkpoint is None and config.init is not None:
+        new = take_weights(model, config)
+        modules = sorted({name.rpartition(".")[0] or name for name in new})
+        some = ", ".join(modules[:20] + ["..."] * (len(modules) > 20)) or "nothing"
+        accelerator.print(f"start from {config.init}; what starts anew: {some}")
+    if checkpoint is None and any(name.startswith(SHORTCUTS) for name in new):
+        has_picture = not any(name.startswith("shortcut.picture.") for name in new)
+        start_shortcuts(model, batches, config, accelerator, has_picture)
+    if config.train_only == "decoder":
+        for name, parameter in model.named_parameters():
+            if name.startswith(ENCODER):
+                parameter.requires_grad_(False)
     settings = ObjectiveConfig(config.noise_only_share, config.detail_weighting)
     objective = REGENObjective(model, settings)
     wrapped = parallelize(objective, config, accelerator)
@@ -212,6 +262,7 @@ def start_run(
         batches,
         validation_clips,
         bad_clips,
+        Monitor(accelerator),
     )
     if checkpoint is not None:
         run.step, run.elapsed_s = load_checkpoint(checkpoint, model, ema, optimizer)

@@ -8,7 +8,7 @@ import torch
 
 from regen.data.batches import to_float
 from regen.data.clips import Clip
-from regen.evaluation.metrics import psnr
+from regen.evaluation.metrics import psnr, ssim
 from regen.evaluation.sheets import write_sheet
 
 NUM_SHOWN = 4  # clips on a sample sheet
@@ -34,24 +34,33 @@ def validate(
     clips: list[Clip],
     chunk_length: int,
     device: torch.device,
-    sheet: Path | None,
+    sheet: Path | None = None,
 ) -> dict[str, float]:
-    """PSNR in dB of one-step reconstructions: of all frames, the first and the last.
+    """PSNR in dB and SSIM of one-step reconstructions: of all frames, and by their position.
 
-    Mean over frames, then clips. Writes a sheet of the first clips of one size, where it is asked.
+    Mean over frames, then clips; `frames/..._00` is of frame 0 of all clips that have one. Writes a
+    sheet of the first clips of one size, where it is asked.
     """
     values: list[torch.Tensor] = []
+    similarities: list[torch.Tensor] = []
     shown: list[tuple[torch.Tensor, torch.Tensor]] = []
     for chunk in validation_chunks(clips, chunk_length):
         chunk = chunk.to(device)
         reconstruction = reconstruct(chunk, torch.Generator().manual_seed(0))
         values.append(psnr(reconstruction, chunk)[0].cpu())
+        similarities.append(ssim(reconstruction, chunk)[0].cpu())
         if len(shown) < NUM_SHOWN and (not shown or chunk.shape == shown[0][0].shape):
             shown.append((chunk.cpu(), reconstruction.cpu()))
     if sheet is not None:
         write_sheet(sheet, *(torch.cat(parts) for parts in zip(*shown, strict=True)))
-    return {
+    means = {
         "validation/psnr": float(np.mean([value.mean() for value in values])),
         "validation/psnr_first_frame": float(np.mean([value[0] for value in values])),
         "validation/psnr_last_frame": float(np.mean([value[-1] for value in values])),
+        "validation/ssim": float(np.mean([value.mean() for value in similarities])),
     }
+    for name, measured in (("psnr", values), ("ssim", similarities)):
+        for place in range(max(map(len, measured))):
+            those = [value[place] for value in measured if len(value) > place]
+            means[f"frames/{name}_{place:02d}"] = float(np.mean(those))
+    return means

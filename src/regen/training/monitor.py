@@ -1,0 +1,52 @@
+"""What a run tells between two lines of its curves: losses by task and timestep, clips a second."""
+
+import time
+
+import torch
+from accelerate import Accelerator
+
+TASKS = ("image", "reconstruction", "interpolation", "extrapolation")
+NUM_BINS = 4  # of the timesteps below the last one, where one-step decoding starts
+
+
+class Monitor:
+    """Sums over the steps since the last `report`, on the run's device, so that nothing waits."""
+
+    def __init__(self, accelerator: Accelerator) -> None:
+        self._accelerator = accelerator
+        edges = [f"t{low / NUM_BINS:g}-{(low + 1) / NUM_BINS:g}" for low in range(NUM_BINS)]
+        self._names = [*TASKS, *edges, "t1"]
+        self._sums = torch.zeros(2, len(self._names), device=accelerator.device)  # losses, samples
+        self._started = time.monotonic()
+        self._away_s = 0.0
+
+    def add(self, task: str, losses: torch.Tensor, timestep: torch.Tensor, latest: float) -> None:
+        """The `losses` `[B]` of a batch at `timestep` `[B]`; `latest` is where one step starts."""
+        bins = (timestep * NUM_BINS / latest).long().clamp(max=NUM_BINS - 1)
+        bins = torch.where(timestep >= latest, NUM_BINS, bins) + len(TASKS)
+        every = torch.cat([bins, torch.full_like(bins, TASKS.index(task))])
+        values = torch.stack([losses.detach().float(), torch.ones_like(timestep)]).repeat(1, 2)
+        self._sums.index_add_(1, every, values)
+
+    def pause(self, seconds: float) -> None:
+        """Time that was spent on something else than training."""
+        self._away_s += seconds
+
+    def report(self) -> dict[str, float]:
+        """Mean losses and clips (or images) a second of all processes, which all must call this.
+
+        What did not occur is left out.
+        """
+        sums = self._accelerator.reduce(self._sums, "sum")
+        losses, counts = sums.tolist()
+        now = time.monotonic()
+        elapsed_s = now - self._started - self._away_s
+        values = {
+            f"loss/{name}": loss / count
+            for name, loss, count in zip(self._names, losses, counts, strict=True)
+            if count
+        }
+        values["speed/clips_per_s"] = sum(counts[: len(TASKS)]) / max(elapsed_s, 1e-9)
+        self._sums.zero_()
+        self._started, self._away_s = now, 0.0
+        return values

@@ -1,0 +1,159 @@
+"""From any checkpoint on: the decoder alone, another ratio, noise on the latents; recipes."""
+
+from dataclasses import fields, replace
+from pathlib import Path
+
+import pytest
+import small_train
+import torch
+from accelerate.state import AcceleratorState
+from safetensors.torch import load_file
+from test_training import config_of, write_data
+
+from regen.data.clips import prepare_clips
+from regen.models.autoencoder import AutoencoderREGEN
+from regen.models.loading import load_model
+from regen.models.presets import PRESETS
+from regen.training.config import TrainConfig
+from regen.training.loop import train
+from regen.training.objective import ObjectiveConfig, REGENObjective, draw_latent_noise
+from regen.training.recipes import RECIPES
+
+
+@pytest.fixture(autouse=True)
+def small_runs(monkeypatch: pytest.MonkeyPatch):
+    small_train.make_small(monkeypatch)
+    other = {"temporal_compression_ratio": 4, "encoder_strides": ((2, 1), (2, 1), (1, 1), (1, 1))}
+    monkeypatch.setitem(PRESETS, "test4", lambda: small_train.TEST_PRESET | other)
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("finetuning") / "data"
+    write_data(folder)
+    prepare_clips([folder], folder.parent / "cache")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def base(clips: Path) -> Path:
+    """A trained model."""
+    with pytest.MonkeyPatch.context() as patch:
+        small_train.make_small(patch)
+        train(config_of(clips, clips.parent / "base", validate_every=100))
+        AcceleratorState._reset_state(reset_partial_state=True)
+    return clips.parent / "base" / "model"
+
+
+def test_the_decoder_alone(clips: Path, base: Path, tmp_path: Path, capfd) -> None:
+    """The latents stay those of the model that it starts from, to the bit, and their statistics."""
+    config = config_of(clips, tmp_path / "run", init=str(base), train_only="decoder")
+    train(config)
+    assert "what starts anew: nothing" in capfd.readouterr().out
+    assert not (config.output / "picture").exists()
+    before, after = load_model(str(base)), load_model(str(config.output / "model"))
+    assert before.encoder_id() == after.encoder_id()
+    moved = {
+        name.split(".")[0]
+        for (name, one), other in zip(
+            before.state_dict().items(), after.state_dict().values(), strict=True
+        )
+        if not torch.equal(one, other)
+    }
+    assert moved >= {"dit", "conditioning"}
+    assert moved.isdisjoint({"encoder", "shortcut", "latents_mean", "latents_std"})
+
+
+def test_a_whole_model_goes_on_from_another(clips: Path, base: Path, tmp_path: Path) -> None:
+    config = config_of(clips, tmp_path / "run", init=str(base), steps=1, learning_rate=1e-9)
+    train(config)
+    state = load_file(config.output / "checkpoints" / "step_00000001.safetensors")
+    for name, tensor in load_model(str(base)).state_dict().items():
+        assert torch.allclose(state[f"model.{name}"], tensor, atol=1e-6), name
+
+
+def test_another_ratio(clips: Path, base: Path, tmp_path: Path, capfd) -> None:
+    """What does not fit is named and starts anew; the picture codec fits and is kept."""
+    config = config_of(clips, tmp_path / "run", preset="test4", init=str(base), steps=2)
+    train(config)
+    said = capfd.readouterr().out
+    assert "what starts anew: " in said and "linear_decoder.synthesis" in said
+    assert "shortcuts start at" in said and not (config.output / "picture").exists()
+    before, after = load_model(str(base)), load_model(str(config.output / "model"))
+    assert after.temporal_compression_ratio == 4
+    for name, tensor in before.shortcut.picture.state_dict().items():
+        assert torch.equal(tensor, after.shortcut.picture.state_dict()[name])
+    with pytest.raises(ValueError, match="which is not that of preset test4"):
+        train(replace(config, output=tmp_path / "other", train_only="decoder"))
+
+
+def test_starts_that_cannot_work(clips: Path, base: Path, tmp_path: Path) -> None:
+    config = config_of(clips, tmp_path / "run")
+    for options, message in (
+        ({"train_only": "decoder"}, "keeps the encoder of --init MODEL"),
+        ({"init": "nowhere"}, "no model nowhere"),
+        ({"init": str(base), "prediction_type": "v_prediction"}, "give --prediction-type sample"),
+        ({"latent_noise": -1.0}, "--latent-noise is at least 0"),
+        ({"recipe": "paper_64x"}, "--recipe is one of paper_4x, "),
+        ({"tracker": "notebook"}, "--tracker is one of .*tensorboard.* or none, got 'notebook'"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            train(replace(config, **options))
+
+
+def test_latent_noise_reaches_the_decoder_in_deviations() -> None:
+    torch.manual_seed(0)
+    model = AutoencoderREGEN(**small_train.TEST_PRESET)
+    objective = REGENObjective(model, ObjectiveConfig(detail_weighting=False))
+    chunk = torch.rand(2, 3, 9, 32, 32) * 2 - 1
+    arguments = (chunk, chunk, torch.arange(9.0).expand(2, -1), chunk, torch.ones(2))
+    seen = []
+    fill_motion = model.conditioning.forward
+    model.conditioning.forward = lambda latents, times: (
+        seen.append(latents) or fill_motion(latents, times)
+    )
+    noise = torch.randn(2, 8, 2, 4, 4)
+    with torch.no_grad():
+        plain, none, noisy = (
+            objective(*arguments, given) for given in (None, torch.zeros_like(noise), noise)
+        )
+    assert torch.equal(plain, none) and not torch.equal(plain, noisy)
+    added = (seen[2] - seen[0]) / noise
+    deviation = seen[0].std(dim=(0, 3, 4), keepdim=True).expand_as(added)
+    assert torch.allclose(added, deviation, rtol=1e-2, atol=1e-3)
+
+
+def test_latent_noise_has_every_strength(clips: Path, tmp_path: Path) -> None:
+    chunk = torch.zeros(500, 3, 1, 32, 32)
+    noise = draw_latent_noise(chunk, 8, torch.Generator().manual_seed(0))
+    assert noise.shape == (500, 8, 2, 4, 4)
+    strength = noise.flatten(1).std(1)  # of 256 numbers: good to 5 %
+    assert strength.min() < 0.05 and strength.max() > 0.9
+    assert strength.mean().item() == pytest.approx(0.5, abs=0.05)  # deviation 0.29 / sqrt(500)
+    train(config_of(clips, tmp_path / "run", steps=1, latent_noise=0.3))
+
+
+@pytest.mark.parametrize("ratio", [4, 8, 16, 32])
+def test_the_recipes_of_the_paper(ratio: int, tmp_path: Path) -> None:
+    config = TrainConfig(data=("clips",), output=tmp_path, recipe=f"paper_{ratio}x").with_recipe()
+    config.check()
+    assert PRESETS[config.preset]()["temporal_compression_ratio"] == ratio
+    assert config.num_targets == ratio + 1 and config.steps == 100_000
+    assert config.video_batch_size == {4: 6, 8: 4, 16: 3, 32: 1}[ratio]
+    assert set(RECIPES[f"paper_{ratio}x"]()) <= {field.name for field in fields(TrainConfig)}
+
+
+def test_an_option_prevails_over_its_recipe(tmp_path: Path) -> None:
+    config = TrainConfig(data=("clips",), output=tmp_path, recipe="paper_8x", steps=7, crop=64)
+    resolved = config.with_recipe()
+    assert (resolved.steps, resolved.crop, resolved.image_batch_size) == (7, 64, 28)
+    assert resolved.with_recipe() == resolved
+
+
+def test_no_tracker(clips: Path, tmp_path: Path) -> None:
+    config = config_of(clips, tmp_path / "run", steps=1, tracker="none")
+    train(config)
+    assert not (config.output / "logs").exists()
+    assert (config.output / "metrics.jsonl").read_text()
