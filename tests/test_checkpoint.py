@@ -7,7 +7,13 @@ import torch
 from diffusers.training_utils import EMAModel
 from torch import nn
 
-from regen.training.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
+from regen.training.checkpoint import (
+    checkpoints,
+    latest_checkpoint,
+    load_checkpoint,
+    save_checkpoint,
+    step_of,
+)
 
 State = tuple[nn.Module, EMAModel, torch.optim.Optimizer]
 
@@ -80,6 +86,21 @@ def test_only_the_newest_are_kept(tmp_path: Path) -> None:
         save_checkpoint(tmp_path, step, *state, keep_last=2)
     names = sorted(path.name for path in tmp_path.iterdir())
     assert names == ["step_00000002.safetensors", "step_00000010.safetensors"]
+
+
+def test_every_so_many_steps_one_stays(tmp_path: Path) -> None:
+    state = make_state(0)
+    for step in range(1, 8):
+        save_checkpoint(tmp_path, step, *state, keep_last=1, keep_every=3)
+    assert [step_of(path) for path in checkpoints(tmp_path)] == [3, 6, 7]
+
+
+def test_what_one_process_cannot_write_is_no_checkpoint(tmp_path: Path) -> None:
+    state = make_state(0)
+    old = save_checkpoint(tmp_path, 1, *state)
+    with pytest.raises(ValueError, match="another process said why"):
+        save_checkpoint(tmp_path, 2, *state, keep_last=1, all_agree=lambda agrees: False)
+    assert list(tmp_path.iterdir()) == [old]
 
 
 @pytest.mark.parametrize("size", [0, 5, 200, -1])

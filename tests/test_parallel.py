@@ -23,6 +23,7 @@ from test_training import config_of, write_data
 
 from regen.data.clips import prepare_clips
 from regen.models.loading import load_model
+from regen.training.checkpoint import latest_checkpoint
 from regen.training.config import TrainConfig, check_run_config
 from regen.training.loop import train
 
@@ -186,6 +187,17 @@ def test_each_process_writes_its_part(runs: Runs) -> None:
     whole = (runs.ddp.output / "checkpoints" / "step_00000004.safetensors").stat().st_size
     assert all(0.35 * whole < size < 0.7 * whole for size in sizes.values()), (sizes, whole)
     assert not list(folder.parent.glob(".*"))
+
+
+def test_a_part_that_is_missing_or_cut_short_is_damage(runs: Runs, tmp_path: Path) -> None:
+    for harm in (lambda path: path.unlink(), lambda path: path.write_bytes(b"short")):
+        folder = tmp_path / "checkpoints"
+        shutil.copytree(runs.sharded.output / "checkpoints", folder)
+        harm(folder / "step_00000004" / "rank_00001.safetensors")
+        damaged = [folder / "step_00000004.damaged"]
+        assert latest_checkpoint(folder) == (folder / "step_00000002", damaged)
+        assert latest_checkpoint(folder) == (folder / "step_00000002", [])
+        shutil.rmtree(folder)
 
 
 def test_bfloat16_sharded(runs: Runs) -> None:

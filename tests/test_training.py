@@ -255,6 +255,17 @@ def test_a_second_signal_acts_at_once() -> None:
     assert signal.getsignal(signal.SIGINT) is handler
 
 
+def test_under_a_launcher_a_second_signal_is_the_first_passed_on(monkeypatch) -> None:
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    handler = signal.getsignal(signal.SIGTERM)
+    with StopSignals() as stop:
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGTERM)
+        with pytest.raises(SystemExit):
+            stop.raise_received()
+    assert signal.getsignal(signal.SIGTERM) is handler
+
+
 def test_signals_that_are_ignored_stay_ignored() -> None:
     handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
