@@ -195,9 +195,10 @@ def test_a_clip_that_vanished(
 
     before_step(monkeypatch, 2, remove)
     said = fail_of(config, monkeypatch, capfd)
-    assert "cannot be read" in said and "No such file" in said and "Traceback" not in said
+    assert "can no longer be read" in said and "No such file" in said
+    assert "Traceback" not in said and "the same command decodes them anew" in said
     assert saved(config.output)[0] == "step_00000002.safetensors"
-    train(config)  # decoded anew
+    goes_on_to_the_same(config, clips, tmp_path)  # decoded anew
 
 
 # --- what is kept ---

@@ -2,9 +2,11 @@
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from accelerate import Accelerator
 from test_training import (
     assert_same,
     before_step,
@@ -15,10 +17,13 @@ from test_training import (
     state_of,
 )
 
+from regen.data.batches import BatchConfig, TrainingBatches
+from regen.data.clips import prepare_clips
 from regen.data.sharding import write_shards
-from regen.training import loop
+from regen.training import loading, loop
 from regen.training.loading import TimedLoader
 from regen.training.loop import train
+from regen.training.start import load_clips
 
 __all__ = ["data", "small_runs"]  # fixtures
 
@@ -29,9 +34,9 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, dict]]:
     batches: list[tuple[int, dict]] = []
     train_step = loop.train_step
 
-    def watched(run, batch):
-        batches.append((run.step, batch))
-        return train_step(run, batch)
+    def watched(run, own):
+        batches.extend((run.step, batch) for batch in own)
+        return train_step(run, own)
 
     monkeypatch.setattr(loop, "train_step", watched)
     return batches
@@ -102,13 +107,13 @@ def test_all_bad_is_one_line_also_from_another_process(data: Path, tmp_path: Pat
     write_shards([str(data)], tmp_path / "shards", 10**9, num_workers=1)
     shard = tmp_path / "shards" / "shard-000000.tar"
     shard.write_bytes(bytes(shard.stat().st_size))
-    run_batches = loop.TrainingBatches(
-        loop.prepare_clips([shard], tmp_path / "cache", decode_once=False).clips,
-        loop.BatchConfig(seed=0, num_steps=4, temporal_compression_ratio=8),
+    batches = TrainingBatches(
+        prepare_clips([shard], tmp_path / "cache", decode_once=False).clips,
+        BatchConfig(seed=0, num_steps=4, temporal_compression_ratio=8),
     )
     for num_workers in (0, 1):
         with pytest.raises(ValueError, match="100 clips in a row cannot be read") as caught:
-            next(iter(TimedLoader(run_batches, range(4), num_workers)))
+            next(iter(TimedLoader(batches, range(4), num_workers)))
         assert "\n" not in str(caught.value)
 
 
@@ -121,7 +126,7 @@ def test_the_share_of_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
             now[0] += 3
             return {"step": step}
 
-    monkeypatch.setattr("regen.training.loading.time.monotonic", lambda: now[0])
+    monkeypatch.setattr(loading, "time", SimpleNamespace(monotonic=lambda: now[0]))
     loader = TimedLoader(Slow(), range(5, 9), 0)  # type: ignore[arg-type]
     steps = []
     for batch in loader:
@@ -135,23 +140,23 @@ def test_the_share_of_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_other_clips_than_at_the_start_are_told(data: Path, tmp_path: Path, capfd) -> None:
     write_shards([str(data)], tmp_path / "shards", 10**9, num_workers=1)
     config = config_of(data, tmp_path / "run")
-    accelerator = loop.Accelerator()
+    accelerator = Accelerator()
     for one, is_told in (
         (config, False),
         (replace(config, data=(str(tmp_path / "shards"),)), False),  # the same, packed
         (replace(config, validation_sources=2), True),
     ):
         capfd.readouterr()
-        loop.load_clips(one, accelerator)
+        load_clips(one, accelerator)
         assert ("not those that the run started with" in capfd.readouterr().out) == is_told
 
 
 def test_excluded_sources_do_not_train_or_validate(data: Path, tmp_path: Path, seen) -> None:
     options = {"exclude_sources": ("0.mkv", "1.png"), "steps": 1, "validation_sources": 1}
     config = config_of(data, tmp_path / "run", **options)
-    accelerator = loop.Accelerator()
-    training, validation, _ = loop.load_clips(config, accelerator)
+    accelerator = Accelerator()
+    training, validation, _ = load_clips(config, accelerator)
     assert len(training) == 2 and len(validation) == 1
     assert not {"0.mkv", "1.png"} & {clip.source for clip in (*training, *validation)}
     with pytest.raises(ValueError, match=r"no clip is of typo\.mkv"):
-        loop.load_clips(replace(config, exclude_sources=("typo.mkv",)), accelerator)
+        load_clips(replace(config, exclude_sources=("typo.mkv",)), accelerator)

@@ -51,21 +51,30 @@ class Clip:
 
     def read(self, indices: Iterable[int]) -> list[np.ndarray]:
         """Frames `indices`, uint8 `[H, W, 3]` each. Raises BadClipError."""
+        indices = list(indices)
+        if self.array_path is not None:
+            frames = self._decoded(self.array_path)
+            return [frames[index] for index in indices]
         try:
-            if self.array_path is not None:
-                frames = np.load(self.array_path, mmap_mode="r")
-                return [frames[index] for index in indices]
-            indices = list(indices)
             pictures = self._decode(indices)
         except (OSError, ValueError) as error:
             raise BadClipError(_line(self.item, error)) from error
         return [pictures[index] for index in indices]
 
     def frames(self) -> np.ndarray:
-        """All of them, uint8 `[T, H, W, 3]`; from the cache memory-mapped."""
+        """All of them, uint8 `[T, H, W, 3]`; from the cache memory-mapped. Raises BadClipError."""
         if self.array_path is not None:
-            return np.load(self.array_path, mmap_mode="r")
+            return self._decoded(self.array_path)
         return np.stack(self.read(range(self.num_frames)))
+
+    def _decoded(self, array_path: Path) -> np.ndarray:
+        try:
+            return np.load(array_path, mmap_mode="r")
+        except (OSError, ValueError, EOFError) as error:
+            raise BadClipError(
+                f"{self.item}: its decoded frames can no longer be read ({error}); "
+                "the same command decodes them anew"
+            ) from error
 
     def _decode(self, indices: list[int]) -> dict[int, np.ndarray]:
         opened = self.item.open()

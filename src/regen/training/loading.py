@@ -14,13 +14,13 @@ from regen.training.stopping import ignore_signals
 
 
 class TimedLoader:
-    """Iterable over `batches[step]` for each of `steps`, prepared by `num_workers` processes."""
+    """Iterable over `batches[item]` for each of `items`, prepared by `num_workers` processes."""
 
-    def __init__(self, batches: Dataset[Any], steps: range, num_workers: int) -> None:
+    def __init__(self, batches: Dataset[Any], items: range, num_workers: int) -> None:
         self._loader: DataLoader[Any] = DataLoader(
             batches,
             batch_size=None,
-            sampler=steps,
+            sampler=items,
             num_workers=num_workers,
             worker_init_fn=ignore_signals,
         )

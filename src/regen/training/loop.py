@@ -6,6 +6,7 @@ the same command is, on a CPU, the undisturbed run, bit for bit.
 
 import time
 from contextlib import closing, nullcontext
+from functools import partial
 
 import numpy as np
 import torch
@@ -21,7 +22,7 @@ from regen.training.export import export
 from regen.training.loading import TimedLoader
 from regen.training.objective import draw_latent_noise, draw_timesteps
 from regen.training.optimizer import learning_rate_factor
-from regen.training.parallel import anywhere, make_accelerator, mean, whole
+from regen.training.parallel import anywhere, everywhere, make_accelerator, mean, whole
 from regen.training.records import append_record, drop_records_after
 from regen.training.start import OwnBatches, Run, load_clips, start_run
 from regen.training.stopping import StopSignals, failures_in_one_line, left_in_time
@@ -83,8 +84,7 @@ def run_steps(run: Run) -> None:
     with bar, StopSignals() as stop, closing(iter(loader)) as stream:
         while run.step < config.steps:
             batches = [next(stream) for _ in range(num_batches)]
-            for batch in batches:
-                run.bad_clips.add(list(batch["bad_clips"]))
+            run.bad_clips.add([line for batch in batches for line in batch["bad_clips"]])
             losses.append(train_step(run, batches))
             run.ema.step(run.model.parameters())
             run.step += 1
@@ -124,7 +124,7 @@ def write_checkpoint(run: Run) -> None:
         config.keep_last,
         config.keep_every,
         rank=accelerator.process_index,
-        all_agree=lambda agrees: not anywhere(not agrees, accelerator),
+        all_agree=partial(everywhere, accelerator=accelerator),
     )
 
 

@@ -117,3 +117,8 @@ def mean(value: torch.Tensor | float, accelerator: Accelerator) -> float:
 def anywhere(flag: bool, accelerator: Accelerator) -> bool:
     """Whether `flag` is set on any process; all must call this."""
     return mean(float(flag), accelerator) > 0
+
+
+def everywhere(flag: bool, accelerator: Accelerator) -> bool:
+    """Whether `flag` is set on every process; all must call this."""
+    return not anywhere(not flag, accelerator)

@@ -7,6 +7,7 @@ their codes; then both halves are trained together. Every draw follows from (see
 import math
 from collections.abc import Iterable
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -27,6 +28,7 @@ from regen.training.least_squares import (
 )
 from regen.training.loading import TimedLoader
 from regen.training.muon import Muon
+from regen.training.parallel import anywhere, everywhere
 from regen.training.stopping import StopSignals
 
 LEARNING_RATE = 1.2e-3
@@ -156,8 +158,19 @@ def train_picture(
             step += 1
             if step % 50 == 0:
                 bar.set_postfix_str(f"error over linear coding's {value:.3f}")
-            if is_main and (step % checkpoint_every == 0 or step == num_steps or stop.received):
-                save_checkpoint(folder, step, picture, ema, optimizer)
-            stop.raise_received()
+            is_stopping = anywhere(stop.received is not None, accelerator)
+            if step % checkpoint_every == 0 or step == num_steps or is_stopping:
+                save_checkpoint(
+                    folder,
+                    step,
+                    picture,
+                    ema,
+                    optimizer,
+                    rank=accelerator.process_index,
+                    all_agree=partial(everywhere, accelerator=accelerator),
+                )
+            if is_stopping:
+                stop.raise_received()
+                raise SystemExit("regen: another process of the run was told to stop")
     ema.copy_to(picture.parameters())
     picture.requires_grad_(False)

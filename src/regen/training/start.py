@@ -185,8 +185,8 @@ def start_shortcuts(
 ) -> None:
     """Train the picture codec, then solve the other shortcuts from the first video batches.
 
-    `has_picture`: it is trained already. Every process does this, and takes the main process'
-    result.
+    `has_picture`: it is trained already. Every process trains it, the main one solves the others;
+    all take the main process' result.
     """
     assert model.shortcut is not None and model.linear_decoder is not None
     if not has_picture:
@@ -199,6 +199,16 @@ def start_shortcuts(
             config.checkpoint_every,
             config.num_workers,
         )
+    model.cpu()
+    if accelerator.is_main_process:
+        decibels = init_shortcuts(model, first_videos(model, batches), tqdm)
+        accelerator.print(f"shortcuts start at {decibels:.2f} dB on training crops")
+    for part in (model.shortcut, model.linear_decoder):
+        broadcast_module(part, accelerator)
+
+
+def first_videos(model: AutoencoderREGEN, batches: TrainingBatches) -> list[torch.Tensor]:
+    """Whole chunks, uint8 `[B, 3, k + 1, H, W]` each, of the first batches; at least one."""
     videos: list[torch.Tensor] = []
     for step in range(100 * INIT_BATCHES):  # one batch in five is images
         chunk = batches[step]["chunk"]
@@ -207,10 +217,7 @@ def start_shortcuts(
             videos.append(chunk)
         if step + 1 >= INIT_BATCHES and videos:
             break
-    decibels = init_shortcuts(model.cpu(), videos, tqdm)
-    accelerator.print(f"shortcuts start at {decibels:.2f} dB on training crops")
-    for part in (model.shortcut, model.linear_decoder):
-        broadcast_module(part, accelerator)
+    return videos
 
 
 def start_run(
