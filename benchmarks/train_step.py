@@ -12,7 +12,6 @@ that `regen train`'s loader lets such steps wait.
 """
 
 import argparse
-import importlib.util
 import json
 import os
 import subprocess
@@ -63,7 +62,7 @@ def fixed_batch(step: int) -> dict[str, torch.Tensor]:
 class Trainer:
     """Model, optimiser and averages of the checkout that is on the path, and its step."""
 
-    def __init__(self, preset: str, off: list[str], before: Path | None) -> None:
+    def __init__(self, preset: str, off: list[str]) -> None:
         from diffusers.training_utils import EMAModel
 
         from regen.models import dit
@@ -84,24 +83,12 @@ class Trainer:
 
             self.optimizer = make_optimizer(self.model, config)
         self.ema = EMAModel(self.model.parameters(), use_ema_warmup=True, power=0.75)
-        if "memory" not in off and hasattr(loop, "keep_freed_memory"):
-            loop.keep_freed_memory()
         if "attention" in off:
             dit.SHORT_SEQUENCE = 0
         if "layout" in off:
             self.model.encoder.conv_in.register_forward_pre_hook(lambda _, args: args[0].clone(
                 memory_format=torch.contiguous_format
             ))  # fmt: skip
-        if "motion" in off:
-            from regen.models import shortcut
-
-            assert before is not None
-            path = before / "src/regen/models/motion.py"
-            spec = importlib.util.spec_from_file_location("motion_before", path)
-            assert spec is not None and spec.loader is not None
-            motion = importlib.util.module_from_spec(spec)
-            spec.loader.exec_module(motion)
-            shortcut.estimate_motion, shortcut.warp = motion.estimate_motion, motion.warp
 
     def step(self, batch: dict[str, torch.Tensor]) -> float:
         with torch.autocast("cpu", torch.bfloat16):
@@ -114,9 +101,9 @@ class Trainer:
         return float(loss.detach())
 
 
-def work(preset: str, off: list[str], before: Path | None) -> None:
+def work(preset: str, off: list[str]) -> None:
     """In the process of a row: a step for each line that comes in; prints JSON."""
-    trainer = Trainer(preset, off, before)
+    trainer = Trainer(preset, off)
     for step, _ in enumerate(sys.stdin):
         batch = fixed_batch(step)
         wall_s, cpu_s = time.perf_counter(), time.process_time()
@@ -133,25 +120,20 @@ def seconds_per_step(steps: list[dict[str, float]], name: str) -> float:
 
 
 def compare(options: argparse.Namespace) -> None:
-    rows: dict[str, tuple[Path, list[str]]] = {"this checkout": (HERE, [])}
-    for switch, what in (
-        ("memory", "freed memory given back"),
-        ("attention", "fused attention at short sequences"),
-        ("layout", "3D convolutions with channels first"),
-        ("motion", "motion estimated as before"),
-    ):
-        if switch != "motion" or options.before:
-            rows[f"{what}"] = HERE, [switch]
+    rows: dict[str, tuple[Path, list[str]]] = {
+        "this checkout": (HERE, []),
+        "fused attention at short sequences": (HERE, ["attention"]),
+        "3D convolutions with channels first": (HERE, ["layout"]),
+    }
     if options.before:
         rows["the commit before"] = options.before, []
-        rows["the commit before, without older tuning"] = options.before, ["attention", "layout"]
+        rows["the commit before, and both of these"] = options.before, ["attention", "layout"]
     if options.first:
         rows["first version, its own model"] = options.first, []
     workers = {}
     for name, (folder, off) in rows.items():
         command = [sys.executable, __file__, "--work", "--preset", options.preset]
         command += ["--threads", str(options.threads), "--off", *off]
-        command += ["--before", str(options.before)] if options.before else []
         environment: dict[str, Any] = os.environ | {"PYTHONPATH": str(folder.resolve() / "src")}
         workers[name] = subprocess.Popen(
             command, env=environment, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE
@@ -201,7 +183,7 @@ def wait_share(preset: str, num_steps: int) -> float:
                     writer.write(frame, Fraction(number, 24))
         clips = prepare_clips([folder / "clips"], folder / "cache").clips
         batches = TrainingBatches(clips, BatchConfig(0, num_steps, NUM_FRAMES - 1))
-        trainer = Trainer(preset, [], None)
+        trainer = Trainer(preset, [])
         loader = TimedLoader(batches, range(num_steps), num_workers=1)
         for step, batch in enumerate(loader):
             given: dict[str, Any] = fixed_batch(step)  # noise and times are not the loader's
@@ -235,7 +217,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     if options.work:
-        work(options.preset, options.off, options.before)
+        work(options.preset, options.off)
         return
     if options.cycles < 2:
         parser.error("--cycles is at least 2: the first is not counted")

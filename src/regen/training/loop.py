@@ -4,8 +4,6 @@ Every random draw follows from (seed, rank, step), so a run that was stopped and
 the same command is, on a CPU, the undisturbed run, bit for bit.
 """
 
-import ctypes
-import sys
 import time
 from contextlib import closing, nullcontext
 
@@ -31,7 +29,6 @@ from regen.training.validation import validate
 
 LOG_EVERY = 50  # iterations
 MAX_GRADIENT_NORM = 1.0
-M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's malloc.h
 
 
 def train(config: TrainConfig) -> None:
@@ -44,7 +41,6 @@ def train(config: TrainConfig) -> None:
     config = config.with_recipe()
     config.check()
     accelerator = make_accelerator(config)
-    keep_freed_memory()
     check_run_config(config.output / "config.json", config, accelerator.num_processes)
     with left_in_time(accelerator.num_processes), failures_in_one_line():
         _train(config, accelerator)
@@ -72,18 +68,6 @@ def _train(config: TrainConfig, accelerator: Accelerator) -> None:
         accelerator.wait_for_everyone()
     finally:
         accelerator.end_training()
-
-
-def keep_freed_memory() -> None:
-    """Let the allocator (glibc's; others are left alone) keep what a step frees for the next one.
-
-    By default it gives large tensors back to the system, which clears their pages anew each time: a
-    tenth of a step on a CPU.
-    """
-    libc = ctypes.CDLL(None) if sys.platform == "linux" else None
-    if hasattr(libc, "gnu_get_libc_version"):
-        libc.mallopt(M_MMAP_MAX, 0)
-        libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 def run_steps(run: Run) -> None:
