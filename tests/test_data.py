@@ -1,10 +1,12 @@
 """Properties of regen.data: what a batch holds, and what becomes of files that cannot be read."""
 
+import gc
 import multiprocessing
 import os
 from fractions import Fraction
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 import torch
@@ -17,7 +19,8 @@ from regen.data.buckets import image_shapes, nearest_shape, video_shapes
 from regen.data.clips import Clip, exclude_sources, fair_shares, hold_out, prepare_clips
 from regen.data.finding import find_items
 from regen.data.items import Item
-from regen.video import VideoWriter
+from regen.data.processes import map_in_order, process_pool
+from regen.video import VIDEO_SUFFIXES, VideoWriter
 
 RATIO = 8
 CROP = 32
@@ -525,6 +528,30 @@ def test_missing_and_empty_folders(tmp_path: Path) -> None:
     (tmp_path / "void").mkdir()
     with pytest.raises(ValueError, match="void holds no clips or photos"):
         prepare_clips([tmp_path / "void"], tmp_path / "cache")
+
+
+def collect(_: int) -> int:
+    gc.collect()
+    return os.getpid()
+
+
+def test_decoders_left_here_are_not_freed_elsewhere(folder: Path) -> None:
+    """A decoder with threads, in a cycle that is garbage: freeing it in a fork is a crash."""
+    video = next(path for path in folder.rglob("*") if path.suffix in VIDEO_SUFFIXES)
+    gc.disable()
+    try:
+        for _ in range(4):
+            container = av.open(str(video))
+            container.streams.video[0].thread_type = "AUTO"
+            next(container.decode(video=0))
+            cycle: list[object] = [container]
+            cycle.append(cycle)
+            del container, cycle
+        with process_pool(2) as pool:
+            found = set(map_in_order(pool, collect, [(n,) for n in range(4)]))
+    finally:
+        gc.enable()
+    assert os.getpid() not in found
 
 
 def test_damaged_arrays_are_decoded_again(folder: Path, tmp_path: Path) -> None:
