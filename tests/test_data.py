@@ -1,10 +1,14 @@
 """Properties of regen.data: what a batch holds, and what becomes of files that cannot be read."""
 
+import gc
 import multiprocessing
 import os
+import signal
+import time
 from fractions import Fraction
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 import torch
@@ -17,7 +21,8 @@ from regen.data.buckets import image_shapes, nearest_shape, video_shapes
 from regen.data.clips import Clip, exclude_sources, fair_shares, hold_out, prepare_clips
 from regen.data.finding import find_items
 from regen.data.items import Item
-from regen.video import VideoWriter
+from regen.data.processes import forking
+from regen.video import VIDEO_SUFFIXES, VideoWriter
 
 RATIO = 8
 CROP = 32
@@ -525,6 +530,41 @@ def test_missing_and_empty_folders(tmp_path: Path) -> None:
     (tmp_path / "void").mkdir()
     with pytest.raises(ValueError, match="void holds no clips or photos"):
         prepare_clips([tmp_path / "void"], tmp_path / "cache")
+
+
+class Holder:
+    """Something that only the garbage collector ends."""
+
+
+def test_decoders_left_here_are_not_freed_elsewhere(folder: Path) -> None:
+    """Freed in a fork, as garbage, a decoder with threads waits for ever or is a crash."""
+    video = next(path for path in folder.rglob("*") if path.suffix in VIDEO_SUFFIXES)
+    gc.disable()
+    try:
+        for _ in range(4):
+            holder = Holder()
+            holder.container = av.open(str(video))
+            holder.container.streams.video[0].thread_type = "AUTO"
+            holder.frames = holder.container.decode(video=0)
+            next(holder.frames)
+            holder.itself = holder
+            del holder
+        with forking():
+            child = os.fork()
+            if child == 0:
+                gc.collect()
+                os._exit(0)
+    finally:
+        gc.enable()
+    for _ in range(200):
+        done, status = os.waitpid(child, os.WNOHANG)
+        if done:
+            break
+        time.sleep(0.1)
+    else:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+    assert done and status == 0
 
 
 def test_damaged_arrays_are_decoded_again(folder: Path, tmp_path: Path) -> None:

@@ -32,6 +32,20 @@ def test_no_motion_is_the_picture_itself() -> None:
     )
 
 
+def test_the_grid_s_layout_in_memory_changes_no_bit() -> None:
+    """`warp` keeps x and y as planes, for speed; each frame by itself, in pairs, is the same."""
+    picture = smooth_picture(48)
+    field = 3 * torch.randn(1, 2, 2, 48, 48, generator=torch.Generator().manual_seed(0))
+    places = torch.arange(48) + 0.5
+    for frame, seen in enumerate(warp(picture, field).unbind(2)):
+        x = (field[:, frame, 0] + places) * (2 / 48) - 1
+        y = (field[:, frame, 1] + places[:, None]) * (2 / 48) - 1
+        grid = torch.stack([x, y], dim=-1)
+        assert torch.equal(
+            seen, F.grid_sample(picture, grid, padding_mode="border", align_corners=False)
+        )
+
+
 def test_whole_pixels_are_a_shift() -> None:
     picture = smooth_picture(48)
     motion = torch.zeros(1, 4, 6, 6)

@@ -1,5 +1,6 @@
 """Worker processes that end with the process that started them, however it ends."""
 
+import gc
 import multiprocessing
 import multiprocessing.connection
 import os
@@ -13,6 +14,21 @@ from contextlib import contextmanager
 from typing import Any, TypeVar
 
 T = TypeVar("T")
+
+
+@contextmanager
+def forking() -> Iterator[None]:
+    """Processes forked within never collect what this one has left.
+
+    A video decoder has threads, which a fork does not copy: freed in a forked process, as garbage,
+    it takes the process with it.
+    """
+    gc.collect()
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 @contextmanager
@@ -46,7 +62,8 @@ def map_in_order(
     `pool.map` will not do: it cancels what waits when it is left, and an executor whose processes
     then end trips over that.
     """
-    futures = deque(pool.submit(function, *one) for one in arguments)
+    with forking():
+        futures = deque(pool.submit(function, *one) for one in arguments)
     while futures:
         yield futures.popleft().result()
 

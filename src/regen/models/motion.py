@@ -59,8 +59,9 @@ def warp(picture: torch.Tensor, field: torch.Tensor) -> torch.Tensor:
     columns = torch.arange(width, device=field.device) + 0.5
     x = (field[:, :, 0] + columns) * (2 / width) - 1
     y = (field[:, :, 1] + rows[:, None]) * (2 / height) - 1
-    # One tall grid for all frames: the picture is not copied for each.
-    grid = rearrange(torch.stack([x, y], dim=-1), "b f h w d -> b (f h) w d")
+    # One tall grid for all frames: the picture is not copied for each. x and y stay planes in
+    # memory, which `stack` and `grid_sample` are fastest with.
+    grid = rearrange(torch.stack([x, y], dim=1), "b d f h w -> b (f h) w d")
     seen = F.grid_sample(picture.float(), grid, padding_mode="border", align_corners=False)
     return rearrange(seen, "b c (f h) w -> b c f h w", f=num_frames)
 
@@ -144,7 +145,7 @@ def _best_way(
     costs = []
     for group in candidates.split(SEARCH_GROUP):
         ways = start[:, None] + group  # [B, n, 2, h, w]
-        lengths = ways.norm(dim=2)
+        lengths = ways.square().sum(dim=2).sqrt()
         fine = F.interpolate(ways.flatten(0, 1), (height, width)).unflatten(0, ways.shape[:2])
         field = torch.einsum("bf,bndhw->bnfdhw", basis, fine / scale).flatten(1, 2)
         seen = warp(small, field)[:, 0].unflatten(1, (len(group), num_frames))
@@ -182,26 +183,25 @@ def _refine(
     """
     factor = PLACE // scale
     picture, targets = _shrink(grey, scale), _shrink(frames, scale)
+    size = picture.shape[-2:]
     padded = F.pad(picture, (1, 1, 1, 1), mode="replicate")
     slope_x = (padded[:, :, 1:-1, 2:] - padded[:, :, 1:-1, :-2]) / 2
     slope_y = (padded[:, :, 2:, 1:-1] - padded[:, :, :-2, 1:-1]) / 2
     stack = torch.cat([picture, slope_x, slope_y], dim=1)
     basis = motion_basis(frame_times, ratio)  # [B, F, 2]
-    pairs = torch.einsum("bfj,bfk->bjkf", basis, basis)
+    pairs = torch.einsum("bfj,bfk->bjkf", basis, basis).flatten(1, 2)
     identity = torch.eye(MOTION_CHANNELS, device=motion.device)
     velocity = torch.zeros_like(motion)
     for _ in range(num_iterations):
         ahead = motion + MOMENTUM * velocity
         seen = warp(stack, displacement(ahead, frame_times, ratio, scale))  # [B, 3, F, H, W]
         error, slopes = targets - seen[:, 0], seen[:, 1:]
-        squares = torch.stack(
-            [slopes[:, 0] ** 2, slopes[:, 0] * slopes[:, 1], slopes[:, 1] ** 2], 1
-        )
-        hessian = torch.einsum("bjkf,bsfhw->bjkshw", pairs, squares)
-        gradient = torch.einsum("bfj,bdfhw->bjdhw", basis, slopes * error[:, None])
-        unique = torch.cat(
-            [hessian[:, 0, 0], hessian[:, 0, 1], hessian[:, 1, 1], gradient.flatten(1, 2)], dim=1
-        )
+        squares = [slopes[:, 0] ** 2, slopes[:, 0] * slopes[:, 1], slopes[:, 1] ** 2]
+        falls = [slopes[:, 0] * error, slopes[:, 1] * error]
+        # Frames first in memory, so that sums over them are matrix products without a copy.
+        hessian = (pairs @ torch.stack(squares, dim=2).flatten(2)).unflatten(2, (3, *size))
+        gradient = (basis.mT @ torch.stack(falls, dim=2).flatten(2)).unflatten(2, (2, *size))
+        unique = torch.cat([hessian[:, 0], hessian[:, 1], hessian[:, 3], gradient.flatten(1, 2)], 1)
         pooled = _window_mean(_pool_weighted(unique, factor), window) / targets.shape[1]
         pooled = rearrange(pooled, "b c h w -> b h w c")
         xx, xy, yy = pooled[..., 0:9:3], pooled[..., 1:9:3], pooled[..., 2:9:3]  # (jk) each

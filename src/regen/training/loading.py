@@ -10,6 +10,7 @@ from typing import Any
 
 from torch.utils.data import DataLoader, Dataset
 
+from regen.data.processes import forking
 from regen.training.stopping import ignore_signals
 
 
@@ -31,7 +32,8 @@ class TimedLoader:
 
         The processes ignore the signal by which an exit ends its children: it would wait for them.
         """
-        batches = iter(self._loader)
+        with forking():
+            batches = iter(self._loader)
         try:
             while True:
                 asked = time.monotonic()
