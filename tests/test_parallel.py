@@ -66,7 +66,7 @@ def launch_two(commands: list[list[str]], folder: Path) -> list[str]:
         process = subprocess.Popen([sys.executable, *launch], stdout=log, stderr=log)
         machines.append((process, log))
     try:
-        statuses = [process.wait(180) for process, _ in machines]
+        statuses = [process.wait(600) for process, _ in machines]
     finally:
         for process, _ in machines:
             process.terminate()  # the launcher ends its own
