@@ -279,7 +279,7 @@ def test_shards_at_a_url(folder: Path, shards: Path, tmp_path: Path, monkeypatch
         ("b.tar", None, r"b\.tar: no such shard"),
         ("b.csv", None, "cannot be read"),
         ("*.tar", None, "no such shard"),
-        ("a.doc", "text", "is not a folder: --data takes folders of clips and photos, manifests"),
+        ("a.doc", "text", "is not a folder; expected folders of clips and photos, manifests"),
     ],
 )
 def test_bad_data_is_one_line(tmp_path: Path, name: str, content, message: str) -> None:

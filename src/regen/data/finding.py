@@ -42,7 +42,7 @@ def _items_of(data: str, cache: Path) -> list[Item]:
     folder = Path(data)
     if not folder.is_dir():
         raise ValueError(
-            f"{folder} is not a folder: --data takes folders of clips and photos, manifests "
+            f"{folder} is not a folder; expected folders of clips and photos, manifests "
             f"({', '.join(MANIFEST_SUFFIXES)}) and shards (.tar)"
         )
     shards = places.matching(str(folder / "*.tar"))

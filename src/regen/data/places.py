@@ -5,7 +5,6 @@ File systems are opened anew in each process: those of fsspec must not cross a f
 
 import io
 import time
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -78,15 +77,16 @@ def open_bytes(place: str, start: int, size: int, name: str) -> BinaryIO:
 
 
 def fetch(url: str, start: int | None = None, end: int | None = None) -> bytes:
-    """Bytes start to end of a URL, all of them by default; tried several times."""
+    """Bytes start to end of a URL, all of them by default; `ATTEMPTS` times, if it is there."""
     for attempt in range(ATTEMPTS):
-        with suppress(OSError):
+        try:
             file_system, path = _file_system(url)
             return file_system.cat_file(path, start=start, end=end)
-        if attempt < ATTEMPTS - 1:
-            time.sleep(PAUSE_S * 2**attempt)
-    file_system, path = _file_system(url)
-    return file_system.cat_file(path, start=start, end=end)
+        except OSError as error:
+            if isinstance(error, FileNotFoundError) or attempt == ATTEMPTS - 1:
+                raise
+        time.sleep(PAUSE_S * 2**attempt)
+    raise AssertionError("the last attempt returns or raises")
 
 
 def open_stream(place: str) -> BinaryIO:

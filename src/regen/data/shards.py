@@ -85,7 +85,7 @@ def _scan(shard: str) -> list[dict[str, Any]]:
         with places.open_stream(shard) as file, tarfile.open(fileobj=file, mode="r:") as tar:
             for member in tar:
                 folder, _, base = member.name.rpartition("/")
-                key, _, ending = f"{base}".partition(".")
+                key, _, ending = base.partition(".")
                 key = f"{folder}/{key}"
                 suffix = PurePosixPath(base).suffix.lower()
                 if not member.isfile() or not ending:

@@ -7,16 +7,15 @@ import torch
 from diffusers.training_utils import EMAModel
 from torch import nn
 
-from regen.training.config import TrainConfig
 from regen.training.parallel import local, whole
 
 
-def make_averages(model: nn.Module, config: TrainConfig) -> EMAModel:
+def make_averages(model: nn.Module, decay: float) -> EMAModel:
     """Averages of the parameters of `model`, each process of those that it holds.
 
     Choice: averaged weights are what is validated and exported. They are smoother than the last.
     """
-    return EMAModel(model.parameters(), decay=config.ema_decay, use_ema_warmup=True, power=0.75)
+    return EMAModel(model.parameters(), decay=decay, use_ema_warmup=True, power=0.75)
 
 
 def _swap(model: nn.Module, averages: EMAModel) -> None:

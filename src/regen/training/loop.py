@@ -169,7 +169,9 @@ def train_step(run: Run, batches: list[Batch]) -> float:
     Raises ValueError where loss or gradients are not finite, before they reach the weights.
     """
     config, accelerator = run.config, run.accelerator
-    factor = learning_rate_factor(run.step, config)
+    factor = learning_rate_factor(
+        run.step, config.steps, config.warmup_steps, config.cooldown_share
+    )
     for group in run.optimizer.param_groups:
         group["lr"] = config.learning_rate * group["scale"] * factor
     total = torch.zeros((), device=accelerator.device)

@@ -7,14 +7,15 @@ from regen.models.autoencoder import AutoencoderREGEN
 from regen.training.config import TrainConfig
 
 
-def learning_rate_factor(step: int, config: TrainConfig) -> float:
-    """The factor of the peak in iteration `step` (from 0).
+def learning_rate_factor(
+    step: int, num_steps: int, warmup_steps: int, cooldown_share: float
+) -> float:
+    """The factor of the peak in iteration `step` (from 0) of `num_steps`.
 
     Choice: warm-up, plateau, linear fall to 0. The paper names AdamW and no schedule.
     """
-    cooldown = max(1, int(config.steps * config.cooldown_share))
-    warmup = (step + 1) / max(1, config.warmup_steps)
-    return min(warmup, (config.steps - step) / cooldown, 1.0)
+    cooldown = max(1, int(num_steps * cooldown_share))
+    return min((step + 1) / max(1, warmup_steps), (num_steps - step) / cooldown, 1.0)
 
 
 def make_optimizer(model: AutoencoderREGEN, config: TrainConfig) -> torch.optim.AdamW:

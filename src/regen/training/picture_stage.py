@@ -12,11 +12,11 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from diffusers.training_utils import EMAModel
 from tqdm import tqdm
 
 from regen.data.batches import PictureBatches, to_float
 from regen.models.picture import PictureCodec, convolve, repeat_edges, to_patches
+from regen.training.averages import make_averages
 from regen.training.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
 from regen.training.least_squares import (
     components,
@@ -28,6 +28,7 @@ from regen.training.least_squares import (
 )
 from regen.training.loading import TimedLoader
 from regen.training.muon import Muon
+from regen.training.optimizer import learning_rate_factor
 from regen.training.parallel import anywhere, everywhere
 from regen.training.stopping import StopSignals
 
@@ -36,8 +37,12 @@ WARMUP_STEPS = 100
 COOLDOWN_SHARE = 0.8
 EMA_DECAY = 0.998
 NUM_INIT_BATCHES = 250
-FEWER_CODES_SHARE = 0.2  # of the batches: without the codes that only a video has room for
-CODE_NOISE = 0.02  # so that codes may be rounded, or come from a generator
+# Choice: a fifth of the picture stage's batches go without the codes that only a video has room
+# for. An image alone is z_c, and must decode too.
+FEWER_CODES_SHARE = 0.2
+# Choice: the picture stage adds noise of deviation 0.02 to the codes. They may then be rounded, or
+# come from a generator.
+CODE_NOISE = 0.02
 MAX_GRADIENT_NORM = 1.0
 
 
@@ -72,12 +77,6 @@ def make_optimizer(picture: PictureCodec) -> Muon:
         {"params": list(picture.synthesis.parameters()), "muon": False, "scale": 0.1},
     ]
     return Muon(groups, lr=LEARNING_RATE, betas=(0.9, 0.95), weight_decay=0.0)
-
-
-def learning_rate_factor(step: int, num_steps: int) -> float:
-    """Warm-up, plateau, linear fall to 0, as `regen.training.optimizer` has it."""
-    left = (num_steps - step) / max(1, int(num_steps * COOLDOWN_SHARE))
-    return min((step + 1) / WARMUP_STEPS, left, 1.0)
 
 
 def picture_loss(
@@ -127,7 +126,7 @@ def train_picture(
     linear = tuple(value.detach().clone() for value in picture.synthesis.parameters())
     assert len(linear) == 2
     optimizer = make_optimizer(picture)
-    ema = EMAModel(picture.parameters(), decay=EMA_DECAY, use_ema_warmup=True, power=0.75)
+    ema = make_averages(picture, EMA_DECAY)
     with accelerator.main_process_first():
         checkpoint, _ = latest_checkpoint(folder)
     step = load_checkpoint(checkpoint, picture, ema, optimizer)[0] if checkpoint else 0
@@ -142,15 +141,16 @@ def train_picture(
                     picture, to_float(frames).to(device), linear, num_fewer, generator
                 )
             loss.backward()
-            torch.nn.utils.clip_grad_norm_(picture.parameters(), MAX_GRADIENT_NORM)
+            norm = torch.nn.utils.clip_grad_norm_(picture.parameters(), MAX_GRADIENT_NORM)
             value = float(loss.detach())
-            if not math.isfinite(value):
+            if not math.isfinite(value + float(norm)):
                 raise ValueError(
-                    f"the loss of the picture stage is {value} at step {step}: look for "
+                    f"the loss of the picture stage is {value}, the gradients' norm {float(norm)} "
+                    f"at step {step}: look for "
                     f"damaged pictures in --data; the last checkpoint in {folder} is intact"
                 )
             for group in optimizer.param_groups:
-                factor = learning_rate_factor(step, num_steps)
+                factor = learning_rate_factor(step, num_steps, WARMUP_STEPS, COOLDOWN_SHARE)
                 group["lr"] = LEARNING_RATE * group["scale"] * factor
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)

@@ -67,20 +67,23 @@ def init_shortcuts(
     set_conv(shortcut.residual, *components(later_rows(), shortcut.residual.out_channels))
 
     def residuals() -> Iterable[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
-        """Of each batch: root of the weights, neighbourhoods of codes, what the warp leaves."""
+        """Of each batch: the video, its codes, what the warp leaves."""
         for chunk, raw, picture in zip(chunks, latents, seen, strict=True):
             video = to_float(chunk)
             residual = video - picture
             later = convolve(shortcut.residual, to_patches(residual[:, :, 1:]))
             codes = torch.cat([shortcut.codes(raw)[:, : -later.shape[1]], later], dim=1)
-            yield _weights(video), neighbourhoods(codes), rows(to_patches(residual))
+            yield video, codes, residual
 
-    solution = least_squares(
-        (weights * features, weights * values) for weights, features, values in residuals()
-    )
+    def equations() -> Iterable[tuple[torch.Tensor, torch.Tensor]]:
+        for video, codes, residual in residuals():
+            weights = _weights(video)
+            yield weights * neighbourhoods(codes), weights * rows(to_patches(residual))
+
+    solution = least_squares(equations())
     _set_decoder(decoder, solution, length)
     decibels = []
-    for chunk, (_, features, values) in zip(chunks, residuals(), strict=True):
-        errors = (values - features @ solution).square().unflatten(0, (len(chunk), -1))
-        decibels.append(-10 * torch.log10(errors.mean((1, 2)) / 4))
+    for video, codes, residual in residuals():
+        errors = residual - decoder(codes, times.expand(len(video), -1))
+        decibels.append(-10 * torch.log10(errors.square().mean((1, 2, 3, 4)) / 4))
     return float(torch.cat(decibels).mean())

@@ -250,7 +250,7 @@ def start_run(
     settings = ObjectiveConfig(config.noise_only_share, config.detail_weighting)
     objective = REGENObjective(model, settings)
     wrapped = parallelize(objective, config, accelerator)
-    optimizer, ema = make_optimizer(model, config), make_averages(model, config)
+    optimizer, ema = make_optimizer(model, config), make_averages(model, config.ema_decay)
     run = Run(
         config,
         accelerator,
