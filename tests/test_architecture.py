@@ -22,10 +22,10 @@ ROOMS: dict[str, set[str]] = {
     "flow": set(),
     "models": {"chunking", "flow"},
     "data": {"video"},
-    "evaluation": {"video"},
+    "evaluation": {"video", "latents", "models", "data"},
     "training": {"flow", "models", "data", "evaluation"},
     "codec": {"video", "chunking", "latents", "models", "evaluation"},
-    "cli": {"video", "latents", "models", "data", "training", "codec"},
+    "cli": {"video", "latents", "models", "data", "evaluation", "training", "codec"},
     "weights": set(),
     "__init__": {"models"},  # its two public names, on first use
     "__main__": {"cli"},
@@ -36,7 +36,7 @@ DOORS = {"video"}  # packages that others import from as a whole, not from their
 RESERVED = {
     "av": {"video"},
     "tyro": {"cli"},
-    "accelerate": {"training"},
+    "accelerate": {"training", "evaluation/evaluate"},
     "safetensors.safe_open": {"latents", "training/checkpoint"},
     "safetensors.torch.save_file": {"latents", "training/checkpoint"},
     "safetensors.torch.load_file": set(),

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
+from regen.evaluation.config import EvaluateConfig
 from regen.training.config import TrainConfig
 from regen.training.plan import PlanConfig
 
@@ -329,6 +330,20 @@ class Shard:
         _print_table(rows)
 
 
+@dataclass(frozen=True)
+class Evaluate(EvaluateConfig):
+    """Measure REGEN models, other embedders and codecs on clips: results.json and report.html.
+
+    Example: regen evaluate --data clips --model tiny-8x8x8 --steps 1 8 --output runs/evaluation
+    """
+
+    def run(self) -> None:
+        self.check()
+        from regen.evaluation.evaluate import evaluate, summary_rows
+
+        _print_table(summary_rows(self, evaluate(self)))
+
+
 Command = (
     Annotated[Reconstruct, tyro.conf.subcommand("reconstruct")]
     | Annotated[Encode, tyro.conf.subcommand("encode")]
@@ -337,6 +352,7 @@ Command = (
     | Annotated[Train, tyro.conf.subcommand("train")]
     | Annotated[Plan, tyro.conf.subcommand("plan")]
     | Annotated[Shard, tyro.conf.subcommand("shard")]
+    | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
 )
 
 
@@ -505,6 +521,6 @@ def _numbers(values: list[float]) -> str:
 
 
 def _print_table(rows: list[tuple[str, str]]) -> None:
-    width = max(len(name) for name, _ in rows)
+    width = max((len(name) for name, _ in rows), default=0)
     for name, value in rows:
         print(f"{name:<{width}}  {value}")

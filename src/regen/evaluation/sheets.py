@@ -27,3 +27,34 @@ def write_sheet(path: Path, source: torch.Tensor, reconstruction: torch.Tensor) 
         rows.append(np.concatenate(list(picked), axis=1))
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(np.concatenate(rows)).save(path)
+
+
+def time_slices(
+    source: np.ndarray, reconstruction: np.ndarray, chunk_length: int | None, scale: int = 6
+) -> np.ndarray:
+    """The middle column of every frame, side by side in time: source above, reconstruction below.
+
+    uint8 `[T, H, W, 3]` each -> `[2 H + 16, scale T, 3]`; white marks between stand at the seams.
+    """
+    column = source.shape[2] // 2
+    strips = [
+        np.repeat(one[:, :, column].transpose(1, 0, 2), scale, axis=1)
+        for one in (source, reconstruction)
+    ]
+    ruler = np.zeros((16, strips[0].shape[1], 3), np.uint8)
+    if chunk_length is not None:
+        for seam in range(chunk_length, len(source), chunk_length):
+            ruler[:, max(0, scale * seam - 1) : scale * seam + 1] = 255
+    return np.concatenate([strips[0], ruler, strips[1]])
+
+
+def write_picture(path: Path, pixels: np.ndarray) -> None:
+    """uint8 `[H, W, 3]` as the ending of `path` says; whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}")
+    with beside.open("wb") as file:
+        kind = "JPEG" if path.suffix == ".jpg" else "PNG"
+        Image.fromarray(pixels).save(
+            file, format=kind, **({"quality": 90} if kind == "JPEG" else {})
+        )
+    beside.replace(path)

@@ -7,6 +7,7 @@ pictures count as videos. All streams: memory does not grow with the length. PyA
 program is called.
 """
 
+from regen.video.preparing import RAW_SUFFIX, read_prepared
 from regen.video.reader import (
     PICTURE_FRAME_RATE,
     PICTURE_SUFFIXES,
@@ -28,6 +29,7 @@ from regen.video.writer import VideoWriter
 __all__ = [
     "PICTURE_FRAME_RATE",
     "PICTURE_SUFFIXES",
+    "RAW_SUFFIX",
     "VIDEO_SUFFIXES",
     "Frame",
     "VideoError",
@@ -41,5 +43,6 @@ __all__ = [
     "read_frames",
     "read_frames_at",
     "read_picture",
+    "read_prepared",
     "video_to_frames",
 ]

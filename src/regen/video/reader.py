@@ -340,7 +340,7 @@ def num_listed(container: Any, stream: Any) -> int:
     return len(stream.index_entries) if is_listed else 0
 
 
-def _decode(path: Path) -> Iterator[tuple[Any, Any, Any]]:
+def decode_container(path: Path) -> Iterator[tuple[Any, Any, Any]]:
     """(container, stream, PyAV frame) of each frame; VideoError where the file is damaged."""
     with open_container(path) as container:
         stream = need_video_stream(container, path)
@@ -421,7 +421,7 @@ def _ebml_size(file: BinaryIO) -> int | None:
 
 
 def _container_info(path: Path) -> VideoInfo:
-    frames = _decode(path)
+    frames = decode_container(path)
     container, stream, frame = next(frames)
     quarter_turns, _ = frame_orientation(frame)
     turned = quarter_turns % 2 == 1
@@ -452,7 +452,7 @@ def _container_info(path: Path) -> VideoInfo:
 
 def _container_pictures(path: Path) -> Iterator[tuple[np.ndarray, Fraction | None]]:
     origin = orientation = None
-    for _, stream, frame in _decode(path):
+    for _, stream, frame in decode_container(path):
         # Of the first frame: reading side data ties a frame into a cycle, and is costly in memory.
         orientation = orientation or frame_orientation(frame)
         time = None if frame.pts is None else frame.pts * stream.time_base

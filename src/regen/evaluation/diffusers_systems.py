@@ -1,0 +1,242 @@
+"""The video autoencoders of diffusers as systems, from their class and a local folder.
+
+Each takes float video in [-1, 1] and gives it back. What differs is which numbers of frames and
+which sizes it takes, how its latents come out, and what its decoder is given besides. Here every
+clip is filled up to what the class takes, by repeating the last frame and the edges, and what comes
+back is cut to the clip: T frames in, T frames out.
+
+Latents go from encode to decode as they are: scaling factors, latents_mean and latents_std serve
+diffusion models between the two, and would cancel. Latents are the mode of the posterior.
+"""
+
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from diffusers.utils import logging as diffusers_logging
+from einops import rearrange
+from safetensors import SafetensorError
+
+from regen.evaluation.systems import NeuralSystem, Size, weights_hash
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What a class takes: functions of the loaded model.
+
+    `time` and `space` are its compression ratios; `frames`, `height` and `width` give the smallest
+    number it takes that is not below a given one.
+    """
+
+    time: Callable[[Any], int]
+    space: Callable[[Any], int]
+    frames: Callable[[Any, int], int]
+    height: Callable[[Any, int], int]
+    width: Callable[[Any, int], int]
+    needs_tiling: bool = False
+
+
+def _up(number: int, step: int, first: int = 0) -> int:
+    """The smallest of first, first + step, ... (but not 0) that is at least `number`."""
+    number = max(number, first or step)
+    return first + -(-(number - first) // step) * step
+
+
+def _rule(
+    time: Callable[[Any], int], space: Callable[[Any], int], has_first_frame: bool = True
+) -> Rule:
+    """r n + 1 frames (or r n), and multiples of the spatial ratio."""
+    return Rule(
+        time,
+        space,
+        lambda model, number: _up(number, time(model), int(has_first_frame)),
+        lambda model, number: _up(number, space(model)),
+        lambda model, number: _up(number, space(model)),
+    )
+
+
+def _levels(model: Any) -> int:
+    return int(2 ** (len(model.config.block_out_channels) - 1))
+
+
+def _time(model: Any) -> int:
+    return int(model.temporal_compression_ratio)
+
+
+def _space(model: Any) -> int:
+    return int(model.spatial_compression_ratio)
+
+
+def _config(name: str) -> Callable[[Any], int]:
+    return lambda model: int(model.config[name])
+
+
+def _tiles(axis: int) -> Callable[[Any, int], int]:
+    """Allegro decodes whole tiles only: kernel, kernel + stride, ..."""
+    return lambda model, number: _up(number, model.stride[axis], model.kernel[axis])
+
+
+def _vidtok_frames(model: Any, number: int) -> int:
+    if model.is_causal:
+        return _up(number, _time(model), 1)
+    return _up(number, model.num_sample_frames_batch_size)  # its decoder cuts what is left over
+
+
+def _minimax_frames(model: Any, number: int) -> int:
+    """Clips of 17 frames, and what the last one would have overlapped of its neighbour."""
+    length, tail = model.config.clip_length, model.frame_overlap
+    return _up(number, length, length + tail)
+
+
+_PER_RATIO = _rule(_time, _space)
+_ALLEGRO = Rule(
+    _config("temporal_compression_ratio"), _space, _tiles(0), _tiles(1), _tiles(2), True
+)
+_VIDTOK_SPACE = lambda model: int(2 ** len(model.encoder.spatial_ds))  # noqa: E731
+VIDEO_AUTOENCODERS: dict[str, Rule] = {
+    "AutoencoderKLAllegro": _ALLEGRO,
+    "AutoencoderKLCogVideoX": _rule(_config("temporal_compression_ratio"), _levels),
+    "AutoencoderKLCosmos": _rule(
+        _config("temporal_compression_ratio"), _config("spatial_compression_ratio")
+    ),
+    "AutoencoderKLHunyuanVideo": _PER_RATIO,
+    "AutoencoderKLHunyuanVideo15": _PER_RATIO,
+    "AutoencoderKLKVAEVideo": _rule(
+        _config("temporal_compress_times"), lambda model: 2 ** (len(model.config.ch_mult) - 1)
+    ),
+    "AutoencoderKLLTXVideo": _PER_RATIO,
+    "AutoencoderKLLTX2Video": _PER_RATIO,
+    "AutoencoderKLMagvit": _PER_RATIO,
+    "AutoencoderKLMiniMaxH3": Rule(
+        _time,
+        _space,
+        _minimax_frames,
+        lambda model, number: _up(number, _space(model)),
+        lambda model, number: _up(number, _space(model)),
+    ),
+    "AutoencoderKLMochi": _PER_RATIO,
+    "AutoencoderKLQwenImage": _rule(lambda model: 4, _space),
+    "AutoencoderKLTemporalDecoder": _rule(lambda model: 1, _levels, has_first_frame=False),
+    "AutoencoderKLWan": _rule(_config("scale_factor_temporal"), _config("scale_factor_spatial")),
+    "AutoencoderVidTok": Rule(
+        _time,
+        _VIDTOK_SPACE,
+        _vidtok_frames,
+        lambda model, number: _up(number, _VIDTOK_SPACE(model)),
+        lambda model, number: _up(number, _VIDTOK_SPACE(model)),
+    ),
+}
+
+
+def diffusers_system(spec: str, device: str, dtype: torch.dtype) -> NeuralSystem:
+    """`CLASS:FOLDER`, or `CLASS:FOLDER:tiled` to save memory, which changes what comes out.
+
+    Raises ValueError for a class that is none of `VIDEO_AUTOENCODERS` or not in the installed
+    diffusers, and for weights that cannot be loaded.
+    """
+    class_name, _, place = spec.partition(":")
+    folder, is_tiled = (place.removesuffix(":tiled"), place.endswith(":tiled"))
+    if class_name not in VIDEO_AUTOENCODERS or not folder:
+        raise ValueError(
+            f"--diffusers {spec}: give CLASS:FOLDER with one of {', '.join(VIDEO_AUTOENCODERS)}"
+        )
+    model, rule = _load(class_name, Path(folder), dtype).to(device), VIDEO_AUTOENCODERS[class_name]
+    if is_tiled or rule.needs_tiling:
+        model.enable_tiling()
+    is_pictures = class_name == "AutoencoderKLTemporalDecoder"
+
+    def encode(video: torch.Tensor) -> torch.Tensor:
+        num_frames, height, width = video.shape[2:]
+        extra = (
+            rule.width(model, width) - width,
+            rule.height(model, height) - height,
+            rule.frames(model, num_frames) - num_frames,
+        )
+        padding = (0, extra[0], 0, extra[1], 0, extra[2])
+        video = F.pad(video, padding, mode="replicate").to(dtype)
+        if is_pictures:
+            pictures = model.encode(rearrange(video, "b c t h w -> (b t) c h w")).latent_dist.mode()
+            return rearrange(pictures, "(b t) c h w -> b c t h w", b=len(video))
+        if class_name == "AutoencoderVidTok" and model.is_causal:
+            # Its encoder takes r n frames, and its decoder drops the r - 1 first ones.
+            video = torch.cat([video[:, :, :1]] * (_time(model) - 1) + [video], dim=2)
+        return _latents(model.encode(video))
+
+    def decode(
+        latents: torch.Tensor, size: Size, steps: int, generator: torch.Generator
+    ) -> torch.Tensor:
+        num_frames, height, width = size
+        if is_pictures:
+            count = latents.shape[2]
+            pictures = rearrange(latents, "b c t h w -> (b t) c h w")
+            decoded = model.decode(pictures, num_frames=count).sample
+            decoded = rearrange(decoded, "(b t) c h w -> b c t h w", b=len(latents))
+        else:
+            decoded = model.decode(latents, **_decoder_options(model, latents))
+            decoded = getattr(decoded, "sample", decoded)
+            if class_name == "AutoencoderKLAllegro":
+                decoded = decoded.transpose(1, 2)  # its decoder gives [B, T, 3, H, W]
+        return decoded[:, :, :num_frames, :height, :width]
+
+    is_tiled = bool(getattr(model, "use_tiling", False))
+    about = {
+        "kind": "diffusers",
+        "class": class_name,
+        "folder": folder,
+        "weights_sha256": weights_hash(Path(folder)),
+        "dtype": str(dtype).removeprefix("torch."),
+        "tiled": is_tiled,
+        "nominal": [rule.time(model), rule.space(model)],
+    }
+    name = f"{class_name} ({Path(folder).resolve().name}{', tiled' if is_tiled else ''})"
+    return NeuralSystem(name, about, model, encode, decode)
+
+
+def _latents(encoded: Any) -> torch.Tensor:
+    # A tuple is VidTok's with FSQ: values, indices.
+    latents = encoded[0] if isinstance(encoded, tuple) else encoded.latent_dist.mode()
+    assert isinstance(latents, torch.Tensor)
+    return latents
+
+
+def _decoder_options(model: Any, latents: torch.Tensor) -> dict[str, Any]:
+    """LTX-Video's decoders since 0.9.1 take a timestep: 0, no noise on the latents, its pipeline's
+    default."""
+    if getattr(model.config, "timestep_conditioning", False):
+        return {"temb": torch.zeros(len(latents), dtype=latents.dtype, device=latents.device)}
+    return {}
+
+
+def _load(class_name: str, folder: Path, dtype: torch.dtype) -> Any:
+    import diffusers
+
+    try:
+        kind = getattr(diffusers, class_name)
+    except (AttributeError, RuntimeError):
+        raise ValueError(
+            f"diffusers {diffusers.__version__} has no {class_name}: pip install -U diffusers"
+        ) from None
+    if not (folder / "config.json").is_file():
+        raise ValueError(f"{folder} holds no config.json: give the folder of the autoencoder")
+    verbosity = diffusers_logging.get_verbosity()
+    diffusers_logging.set_verbosity_error()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            model, details = kind.from_pretrained(
+                folder, torch_dtype=dtype, use_safetensors=True, output_loading_info=True
+            )
+    except (OSError, SafetensorError, ValueError, RuntimeError, TypeError, KeyError) as error:
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise ValueError(f"cannot load {class_name} of {folder}: {reason}") from None
+    finally:
+        diffusers_logging.set_verbosity(verbosity)
+    for problem in ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs"):
+        if details.get(problem):
+            names = ", ".join(str(name) for name in list(details[problem])[:3])
+            raise ValueError(f"cannot load {folder}: {problem.replace('_', ' ')}: {names}")
+    return model.eval()
