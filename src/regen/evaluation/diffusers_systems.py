@@ -92,6 +92,11 @@ def _minimax_frames(model: Any, number: int) -> int:
     return _up(number, length, length + tail)
 
 
+def _two_or_more(model: Any, number: int) -> int:
+    """LTX-2's decoder pads latents by reflection, which takes two of them."""
+    return _up(max(number, 2 * _space(model)), _space(model))
+
+
 _PER_RATIO = _rule(_time, _space)
 _ALLEGRO = Rule(
     _config("temporal_compression_ratio"), _space, _tiles(0), _tiles(1), _tiles(2), True
@@ -109,7 +114,13 @@ VIDEO_AUTOENCODERS: dict[str, Rule] = {
         _config("temporal_compress_times"), lambda model: 2 ** (len(model.config.ch_mult) - 1)
     ),
     "AutoencoderKLLTXVideo": _PER_RATIO,
-    "AutoencoderKLLTX2Video": _PER_RATIO,
+    "AutoencoderKLLTX2Video": Rule(
+        _time,
+        _space,
+        lambda model, number: _up(number, _time(model), 1),
+        _two_or_more,
+        _two_or_more,
+    ),
     "AutoencoderKLMagvit": _PER_RATIO,
     "AutoencoderKLMiniMaxH3": Rule(
         _time,

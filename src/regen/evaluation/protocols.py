@@ -28,20 +28,20 @@ MCL_JCV_COUNT = 30
 
 @dataclass(frozen=True)
 class EvalClip:
-    """One clip: `name` within its set `set_name`, both for people and for matching."""
+    """One clip: `name` within its set `set_name`.
+
+    `stem` names its file among reconstructions and exports, but for the ending: the clip's name,
+    and before it the set's where there are several.
+    """
 
     set_name: str
     name: str
     place: Item | Path
+    stem: str
 
     @property
     def id(self) -> str:
         return f"{self.set_name}/{self.name}"
-
-    @property
-    def stem(self) -> str:
-        """The name without the ending of a file; what reconstructions are matched by."""
-        return stem_of(self.name)
 
     @contextmanager
     def as_path(self) -> Iterator[Path]:
@@ -81,10 +81,14 @@ def find_clips(config: EvaluateConfig) -> tuple[list[EvalClip], dict[str, Any]]:
             if name in sets:
                 raise ValueError(f"two of --data are called {name}: rename a folder or a manifest")
             sets[name], notes[name] = _clips_of(one, config), {}
-    clips = [EvalClip(name, *one) for name, found in sets.items() for one in found]
+    clips = [
+        EvalClip(set_name, name, place, stem_of(name if len(sets) == 1 else f"{set_name}/{name}"))
+        for set_name, found in sets.items()
+        for name, place in found
+    ]
     seen: dict[str, EvalClip] = {}
     for clip in clips:
-        other = seen.setdefault(f"{clip.set_name}/{clip.stem}", clip)
+        other = seen.setdefault(clip.stem, clip)
         if other is not clip:
             raise ValueError(f"{clip.id} and {other.id} have one name but for the ending: rename")
     for name, found in sets.items():

@@ -25,6 +25,7 @@ STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; margin: 2em auto; max-width: 76em; padding: 0 1em;
   color: #222; background: #fff }
 h1, h2, h3 { line-height: 1.2 } h2 { margin-top: 2em; border-bottom: 1px solid #ccc }
+.clip { display: flex; flex-wrap: wrap; gap: 1em }
 table { border-collapse: collapse; font-size: 13px; font-variant-numeric: tabular-nums }
 th, td { padding: .25em .7em; text-align: right; border-bottom: 1px solid #e4e4e4 }
 th { border-bottom: 1px solid #888; vertical-align: bottom } th:first-child, td:first-child
@@ -271,11 +272,12 @@ def _worst(row: dict[str, Any], output: Path) -> str:
         ratios = [_number(clip[one], 2) for one in ("seam_ratio", "seam_ratio_source")]
         seams = f"; seam ratio {ratios[0]}, of the source {ratios[1]}" if all(ratios) else ""
         parts.append(
-            f"<h3>{escape(clip['id'])}: {clip['psnr']:.2f} dB</h3><figure>{sheet}<figcaption>"
+            f"<h3>{escape(clip['id'])}: {clip['psnr']:.2f} dB</h3>"
+            f"<div class='clip'><figure>{sheet}<figcaption>"
             "First, middle and last frame: source, reconstruction, 4 × error. (JPEG, for this page "
             "alone.)</figcaption></figure>"
             f"<figure>{slices}<figcaption>The middle column in time, source above, reconstruction "
-            f"below; marks at the seams of chunks{seams}.</figcaption></figure>"
+            f"below; marks at the seams of chunks{seams}.</figcaption></figure></div>"
         )
     return "".join(parts)
 
