@@ -89,6 +89,8 @@ def run_command(command: str, model: Path, monkeypatch: pytest.MonkeyPatch) -> s
     if program == "regen":
         if words[0] in ("reconstruct", "encode", "decode") and "--model" not in words:
             words += ["--model", str(model)]
+        if words[0] == "evaluate":
+            words += ["--size", "32"]  # of the small clip
         monkeypatch.setattr(loop, "train", lambda config: config.check())
         monkeypatch.setattr(plan, "plan", lambda config: config.check() or [("preset", "")])
         monkeypatch.setattr(sys, "argv", ["regen", *words])
