@@ -15,7 +15,7 @@ import shlex
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from fractions import Fraction
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -82,6 +82,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     config.check()
     accelerator = _accelerator()
     device = str(accelerator.device) if config.device == "auto" else config.device
+    _check_device(device)
     clips, notes = find_clips(config)
     lpips = load_lpips(config.lpips_weights, device) if config.lpips_weights else None
     i3d = load_i3d(config.fvd_weights, config.fvd_sha256, device) if config.fvd_weights else None
@@ -116,6 +117,16 @@ def _accelerator() -> Accelerator:
         cpu=num_launched > 1 and not torch.cuda.is_available(),  # else each would be alone
         kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)],
     )
+
+
+def _check_device(device: str) -> None:
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(
+            f"--device {device} cannot be used here ({reason}); try --device cpu"
+        ) from None
 
 
 def _systems(config: EvaluateConfig, clips: list[EvalClip], device: str) -> Iterator[System]:
@@ -241,13 +252,15 @@ def _describe(
     before = _read_json(path) if path.is_file() else {}
     seeds = sorted({*before.get("seeds", []), *row.seeds(config)})
     if before:
-        _write_json(path, {**before, "seeds": seeds})
+        if seeds != before["seeds"]:
+            _write_json(path, {**before, "seeds": seeds})
         return
     cost = None
     if isinstance(row.system, NeuralSystem):
         cost = row.system.cost(clips[0].read(config), row.steps)
     described = {
         "name": row.name,
+        "started": datetime.now(UTC).isoformat(timespec="microseconds"),
         "about": row.identity,
         "seeds": seeds,
         "is_generative": row.system.is_generative,
@@ -300,9 +313,8 @@ def _collect(output: Path, clips: list[EvalClip], has_rfvd: bool) -> Iterator[di
             for clip in clips
             if (output / "source" / f"{_file_name(clip.id)}.json").is_file()
         }
-    described = sorted(output.glob("rows/*/row.json"), key=lambda path: path.stat().st_ctime_ns)
-    for path in described:
-        row = _read_json(path)
+    described = [(path, _read_json(path)) for path in output.glob("rows/*/row.json")]
+    for path, row in sorted(described, key=lambda one: one[1]["started"]):
         files = [path.parent / "clips" / f"{_file_name(clip.id)}.json" for clip in clips]
         records = [_read_json(file) for file in files if file.is_file()]
         # Seeds that all clips have: another run may be on its way with more.

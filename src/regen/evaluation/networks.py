@@ -143,7 +143,8 @@ def load_i3d(
             f"{weights} (SHA-256 {found}) is not {' or '.join(I3D_FILES.values())}; if it is the "
             "I3D that you mean, say so with --fvd-sha256 and that number"
         )
-    run = _torchscript_i3d(weights, device) if _is_torchscript(weights) else _cdfvd_i3d(weights)
+    load = _torchscript_i3d if _is_torchscript(weights) else _cdfvd_i3d
+    run = load(weights, device)
 
     @torch.inference_mode()
     def features(clips: np.ndarray) -> np.ndarray:
@@ -179,7 +180,7 @@ def _torchscript_i3d(
     )
 
 
-def _cdfvd_i3d(weights: Path) -> Callable[[torch.Tensor], torch.Tensor]:
+def _cdfvd_i3d(weights: Path, device: torch.device | str) -> Callable[[torch.Tensor], torch.Tensor]:
     try:
         from cdfvd.third_party.i3d.utils import load_i3d_model
     except ModuleNotFoundError as error:
@@ -188,11 +189,11 @@ def _cdfvd_i3d(weights: Path) -> Callable[[torch.Tensor], torch.Tensor]:
             "pip install 'regen-video[eval]'"
         ) from None
     try:
-        network = load_i3d_model(torch.device("cpu"), str(weights)).eval()
+        network = load_i3d_model(torch.device(device), str(weights)).eval()
     except (RuntimeError, ValueError, OSError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ValueError(f"{weights} does not fit cd-fvd's I3D ({reason})") from None
-    return lambda video: network(video)
+    return lambda video: network(video.to(device))
 
 
 def _is_torchscript(weights: Path) -> bool:

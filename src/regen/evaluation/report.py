@@ -209,20 +209,25 @@ def _number(value: float | None, digits: int) -> str:
 
 def _plots(rows: list[dict[str, Any]]) -> str:
     name = next(iter(rows[0]["sets"]))  # plots are of the first set
-    plots = [_ratio_plot(rows, name), *_step_plots(rows, name), _position_plot(rows, name)]
+    plots = [
+        _compression_plot(rows, name, "values_ratio", "pixel values per latent value"),
+        _compression_plot(rows, name, "bits_per_pixel", "bits per pixel"),
+        *_step_plots(rows, name),
+        _position_plot(rows, name),
+    ]
     shown = "".join(plot for plot in plots if plot)
     return f"<h2>Plots, {escape(name)}</h2><div class='plots'>{shown}</div>"
 
 
-def _ratio_plot(rows: list[dict[str, Any]], name: str) -> str:
+def _compression_plot(rows: list[dict[str, Any]], name: str, measure: str, label: str) -> str:
     points = [
-        (row["name"], row["compression"]["values_ratio"], row["sets"][name]["mean"]["psnr"])
+        (row["name"], row["compression"][measure], row["sets"][name]["mean"]["psnr"])
         for row in rows
-        if "values_ratio" in row["compression"]
+        if measure in row["compression"]
     ]
-    if not points:
+    if len({x for _, x, _ in points}) < 2:
         return ""
-    return scatter_plot("PSNR by compression", "pixel values per latent value", "PSNR, dB", points)
+    return scatter_plot(f"PSNR by {label}", label, "PSNR, dB", points)
 
 
 def _step_plots(rows: list[dict[str, Any]], name: str) -> list[str]:
@@ -254,7 +259,7 @@ def _position_plot(rows: list[dict[str, Any]], name: str) -> str:
     ]
     if not series:
         return ""
-    return line_plot("PSNR by place in the chunk", "frame", "PSNR, dB", series)
+    return line_plot("PSNR by place in the chunk, or the clip", "frame", "PSNR, dB", series)
 
 
 # -- pictures -------------------------------------------------------------------------------------
