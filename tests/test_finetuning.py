@@ -15,9 +15,9 @@ from regen.models.autoencoder import AutoencoderREGEN
 from regen.models.loading import load_model
 from regen.models.presets import PRESETS
 from regen.training.config import TrainConfig
-from regen.training.loop import train
 from regen.training.objective import ObjectiveConfig, REGENObjective, draw_latent_noise
 from regen.training.recipes import RECIPES
+from regen.training.start import train
 
 
 @pytest.fixture(autouse=True)

@@ -4,11 +4,12 @@ import pytest
 import torch
 from accelerate import Accelerator
 
+from regen.training.embedder import TASKS
 from regen.training.monitor import Monitor
 
 
 def test_means_by_task_and_timestep() -> None:
-    monitor = Monitor(Accelerator(cpu=True))
+    monitor = Monitor(Accelerator(cpu=True), TASKS)
     monitor.add("image", torch.tensor([1.0, 3.0]), torch.tensor([0.1, 1.0]), 1.0)
     monitor.add("interpolation", torch.tensor([5.0, 8.0]), torch.tensor([0.99, 0.24]), 1.0)
     values = monitor.report()
@@ -19,7 +20,7 @@ def test_means_by_task_and_timestep() -> None:
 
 
 def test_the_latest_timestep_of_noise_prediction() -> None:
-    monitor = Monitor(Accelerator(cpu=True))
+    monitor = Monitor(Accelerator(cpu=True), TASKS)
     monitor.add("reconstruction", torch.tensor([2.0, 4.0]), torch.tensor([0.98, 0.9799]), 0.98)
     values = monitor.report()
     assert (values["loss/t1"], values["loss/t0.75-1"]) == (2.0, 4.0)

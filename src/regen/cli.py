@@ -256,7 +256,7 @@ class Train(TrainConfig):
     """
 
     def run(self) -> None:
-        from regen.training.loop import train
+        from regen.training.start import train
 
         self.check()
         train(self)

@@ -5,17 +5,16 @@ import time
 import torch
 from accelerate import Accelerator
 
-TASKS = ("image", "reconstruction", "interpolation", "extrapolation")
 NUM_BINS = 4  # of the timesteps below the last one, where one-step decoding starts
 
 
 class Monitor:
     """Sums over the steps since the last `report`, on the run's device, so that nothing waits."""
 
-    def __init__(self, accelerator: Accelerator) -> None:
-        self._accelerator = accelerator
+    def __init__(self, accelerator: Accelerator, tasks: tuple[str, ...]) -> None:
+        self._accelerator, self._tasks = accelerator, tasks
         edges = [f"t{low / NUM_BINS:g}-{(low + 1) / NUM_BINS:g}" for low in range(NUM_BINS)]
-        self._names = [*TASKS, *edges, "t1"]
+        self._names = [*tasks, *edges, "t1"]
         self._sums = torch.zeros(2, len(self._names), device=accelerator.device)  # losses, samples
         self._started = time.monotonic()
         self._away_s = 0.0
@@ -23,8 +22,8 @@ class Monitor:
     def add(self, task: str, losses: torch.Tensor, timestep: torch.Tensor, latest: float) -> None:
         """The `losses` `[B]` of a batch at `timestep` `[B]`; `latest` is where one step starts."""
         bins = (timestep * NUM_BINS / latest).long().clamp(max=NUM_BINS - 1)
-        bins = torch.where(timestep >= latest, NUM_BINS, bins) + len(TASKS)
-        every = torch.cat([bins, torch.full_like(bins, TASKS.index(task))])
+        bins = torch.where(timestep >= latest, NUM_BINS, bins) + len(self._tasks)
+        every = torch.cat([bins, torch.full_like(bins, self._tasks.index(task))])
         values = torch.stack([losses.detach().float(), torch.ones_like(timestep)]).repeat(1, 2)
         self._sums.index_add_(1, every, values)
 
@@ -46,7 +45,7 @@ class Monitor:
             for name, loss, count in zip(self._names, losses, counts, strict=True)
             if count
         }
-        values["speed/clips_per_s"] = sum(counts[: len(TASKS)]) / max(elapsed_s, 1e-9)
+        values["speed/clips_per_s"] = sum(counts[: len(self._tasks)]) / max(elapsed_s, 1e-9)
         self._sums.zero_()
         self._started, self._away_s = now, 0.0
         return values
