@@ -1,4 +1,4 @@
-"""Pictures of reconstructions: rows of source, reconstruction and error, side by side in time."""
+"""Pictures of reconstructions (source, reconstruction, error) and of samples; a row a video."""
 
 from pathlib import Path
 
@@ -25,5 +25,14 @@ def write_sheet(path: Path, source: torch.Tensor, reconstruction: torch.Tensor) 
         frames = comparison(video_to_frames(one), video_to_frames(other))
         picked = frames[[0, len(frames) // 2, len(frames) - 1]]
         rows.append(np.concatenate(list(picked), axis=1))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.concatenate(rows)).save(path)
+
+
+def write_samples(path: Path, videos: torch.Tensor, num_shown: int = 5) -> None:
+    """One PNG: a row per video of `[B, T, 3, H, W]` in [0, 1], frames from its start to its end."""
+    picked = np.unique(np.linspace(0, videos.shape[1] - 1, num_shown).round().astype(int))
+    frames = (255 * videos[:, picked].float().cpu()).round().clamp(0, 255).byte().numpy()
+    rows = [np.concatenate(list(row.transpose(0, 2, 3, 1)), axis=1) for row in frames]
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(np.concatenate(rows)).save(path)

@@ -56,7 +56,8 @@ class EmbedderTask:
             return {}
         chunk_length, device = self.objective.model.geometry.chunk_length, run.accelerator.device
         reconstruct = self.objective.reconstruct
-        return validate(reconstruct, self.validation_clips, chunk_length, device, sheet)
+        own_sheet = sheet if run.accelerator.is_main_process else None
+        return validate(reconstruct, self.validation_clips, chunk_length, device, own_sheet)
 
     def export(self, run: Run, state: dict[str, torch.Tensor], folder: Path) -> None:
         """A diffusers model folder, with the statistics of its latents."""

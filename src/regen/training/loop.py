@@ -133,7 +133,7 @@ def run_validation(run: Run, bar: tqdm) -> None:
     accelerator, output = run.accelerator, run.config.output
     is_main = accelerator.is_main_process
     precision = accelerator.autocast() if run.config.shard else nullcontext()
-    sheet = output / "sheets" / f"step_{run.step:08d}.png" if is_main else None
+    sheet = output / "sheets" / f"step_{run.step:08d}.png"
     run.objective.train(False)
     with precision:
         raw = run.task.validate(run, None)

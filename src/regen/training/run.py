@@ -33,7 +33,8 @@ class Task(Protocol):
     def validate(self, run: "Run", sheet: Path | None) -> dict[str, float]:
         """Values of the model as it is now, by the names of their curves; {}: nothing to measure.
 
-        On every process, as a sharded model needs them all; writes a picture where it is asked.
+        On every process, as a sharded model needs them all; the main one writes a picture, where
+        it is asked.
         """
 
     def export(self, run: "Run", state: dict[str, torch.Tensor], folder: Path) -> None:
