@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 
 from regen.training.config import TrainConfig
+from regen.training.generator_config import GeneratorConfig
 from regen.training.plan import PlanConfig
 
 if TYPE_CHECKING:
@@ -25,6 +26,24 @@ InPath = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="IN")]
 OutPath = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")]
 LatentsPath = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="LATENTS")]
 BYTES_PER_VALUE = {"float32": 4, "bfloat16": 2, "int8": 1}
+
+
+def find_device(device: str) -> str:
+    """The device that `device` names, auto included; ValueError where it cannot be used."""
+    import torch
+
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        if torch.device(device).type not in ("cpu", "cuda", "mps", "xpu"):
+            raise RuntimeError("not a device to compute on")
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(
+            f"--device {device} cannot be used here ({reason}); try --device cpu"
+        ) from None
+    return device
 
 
 @dataclass(frozen=True)
@@ -40,23 +59,10 @@ class ModelOptions:
 
     def check_model(self) -> str:
         """The device to run on; ValueError where it or the model is not there. Loads nothing."""
-        import torch
-
         from regen.models.loading import find_model
 
         find_model(self.model)
-        if self.device == "auto":
-            return "cuda" if torch.cuda.is_available() else "cpu"
-        try:
-            if torch.device(self.device).type not in ("cpu", "cuda", "mps", "xpu"):
-                raise RuntimeError("not a device to compute on")
-            torch.empty(0, device=self.device)
-        except (RuntimeError, AssertionError) as error:
-            reason = str(error).splitlines()[0]
-            raise ValueError(
-                f"--device {self.device} cannot be used here ({reason}); try --device cpu"
-            ) from None
-        return self.device
+        return find_device(self.device)
 
     def load(self) -> "AutoencoderREGEN":
         import torch
@@ -263,6 +269,99 @@ class Train(TrainConfig):
 
 
 @dataclass(frozen=True)
+class TrainGenerator(GeneratorConfig):
+    """Train a text-to-video model on cached latents; the same command again resumes.
+
+    Example: regen cache clips latents; regen train-generator --data latents --output runs/t2v
+    """
+
+    def run(self) -> None:
+        from regen.training.generator import train_generator
+
+        train_generator(self)
+
+
+@dataclass(frozen=True)
+class Generate:
+    """Generate a video from a text, also from its first picture, also on from a video.
+
+    Example: regen generate "a red ball rolls left" out.mp4 --model runs/t2v/model --frames 132
+    """
+
+    prompt: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="PROMPT")]
+    """What the video shows."""
+    output: OutPath
+    """.mp4, .webm, lossless .mkv, .png of one frame; without an ending: a folder of PNGs."""
+    model: str
+    """Folder OUTPUT/model of regen train-generator, or a hub id (owner/name)."""
+    num_frames: Annotated[int | None, tyro.conf.arg(name="frames")] = None
+    """How many frames; default: as many as the model was trained on."""
+    height: int | None = None
+    """In pixels; default: that of the training."""
+    width: int | None = None
+    """In pixels; default: that of the training."""
+    negative_prompt: str = ""
+    """What the video is to be unlike."""
+    image: Path | None = None
+    """A picture: the first frame, from which the video goes on."""
+    video: Path | None = None
+    """A video to go on from: its last chunk is given, what follows is written."""
+    num_inference_steps: int = 30
+    """Denoising steps."""
+    guidance_scale: float = 5.0
+    """How much more than without it the prompt counts; 1: no guidance, half the time."""
+    seed: int = 0
+    """The same seed gives the same video."""
+    frame_rate: float | None = None
+    """Frames a second; default: those of --video, else 24."""
+    device: str = "auto"
+    """auto takes a GPU where there is one; or cpu, cuda, cuda:1, mps."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Precision of the model; bfloat16 is faster on GPUs and recent CPUs."""
+
+    def run(self) -> None:
+        numbers = ("num_inference_steps", "height", "width")
+        _check_numbers(self.seed, frames=self.num_frames, **{n: getattr(self, n) for n in numbers})
+        import time
+
+        import torch
+        from tqdm import tqdm
+
+        from regen.generation import Request, check_generate, generate_file
+        from regen.pipeline import load_pipeline
+
+        request = Request(
+            self.prompt,
+            self.negative_prompt,
+            self.num_frames,
+            self.height,
+            self.width,
+            self.num_inference_steps,
+            self.guidance_scale,
+            self.seed,
+            self.image,
+            self.video,
+            None if self.frame_rate is None else Fraction(str(self.frame_rate)),
+        )
+        check_generate(request, self.output)
+        device = find_device(self.device)
+        pipeline = load_pipeline(self.model, device, getattr(torch, self.dtype))
+        pipeline.set_progress_bar_config(disable=True)
+        start, shown = time.perf_counter(), sys.stderr.isatty()
+        with tqdm(total=self.num_inference_steps, leave=False, disable=not shown) as bar:
+            frames = generate_file(pipeline, request, self.output, lambda: bar.update() and None)
+        elapsed_s = time.perf_counter() - start
+        geometry = pipeline.vae.geometry
+        rows = [
+            ("video", f"{len(frames)} frames of {frames.shape[2]} x {frames.shape[1]}"),
+            ("latents", f"{geometry.num_latent_frames(len(frames))} latent frames"),
+            ("speed", f"{len(frames) / elapsed_s:.2f} frames/s ({elapsed_s:.1f} s)"),
+            ("written", f"{self.output} ({_size(self.output)})"),
+        ]
+        _print_table(rows)
+
+
+@dataclass(frozen=True)
 class Plan(PlanConfig):
     """Say what a training run needs, before paying: memory, FLOPs, time, cost. Runs nothing.
 
@@ -335,6 +434,8 @@ Command = (
     | Annotated[Decode, tyro.conf.subcommand("decode")]
     | Annotated[Info, tyro.conf.subcommand("info")]
     | Annotated[Train, tyro.conf.subcommand("train")]
+    | Annotated[TrainGenerator, tyro.conf.subcommand("train-generator")]
+    | Annotated[Generate, tyro.conf.subcommand("generate")]
     | Annotated[Plan, tyro.conf.subcommand("plan")]
     | Annotated[Shard, tyro.conf.subcommand("shard")]
 )

@@ -225,6 +225,7 @@ def check_run_config(path: Path, config: RunConfig, num_processes: int = 1) -> N
 def write_run_config(path: Path, config: RunConfig, num_processes: int = 1) -> None:
     """Keep the options that the run was started with; a file that is there stays."""
     if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_suffix(".tmp")
         temporary.write_text(json.dumps(run_options(config, num_processes), indent=2) + "\n")
         temporary.replace(path)
