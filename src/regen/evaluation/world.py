@@ -35,7 +35,7 @@ class Seen:
 
 @dataclass
 class _Patch:
-    """Pixels of one object in one frame. `center` in short sides; `outline` `[20, 20]` in [0, 1]."""
+    """Pixels of one object in one frame. `center` in short sides, `outline` in [0, 1]."""
 
     center: np.ndarray
     rgb: np.ndarray
