@@ -428,6 +428,153 @@ class Shard:
         _print_table(rows)
 
 
+@dataclass(frozen=True)
+class World:
+    """Draw clips of a small generated world, with exact captions; the same command goes on.
+
+    Coloured shapes that move, for text-to-video on a small machine. The split held_out has the
+    combinations of colour, shape and direction that the split train never shows.
+
+    Example: regen world world --clips 1000; regen cache world latents
+    """
+
+    folder: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FOLDER")]
+    """Folder for clip-000000.mp4, ... and manifest.csv with the captions."""
+    clips: int = 1000
+    """Number of clips."""
+    size: tuple[int, int] = (64, 64)
+    """Height and width in pixels."""
+    frames: int = 17
+    """Frames of a clip."""
+    fps: int = 24
+    """Frames a second."""
+    split: Literal["train", "held_out"] = "train"
+    """Which combinations of colour, shape and direction."""
+    seed: int = 0
+    """Another seed is another world."""
+
+    def run(self) -> None:
+        _check_numbers(seed=self.seed, clips=self.clips, frames=self.frames, fps=self.fps)
+        from regen.data.world import write_world
+
+        height, width = self.size
+        num_kept = write_world(
+            self.folder, self.clips, self.frames, height, width, self.fps, self.seed, self.split
+        )
+        rows = [
+            ("clips", f"{self.clips:,} of {self.frames} frames of {width} x {height}"),
+            ("drawn before", f"{num_kept:,}"),
+            ("captions", str(self.folder / "manifest.csv")),
+            ("encode them", f"regen cache {self.folder} latents"),
+        ]
+        _print_table(rows)
+
+
+@dataclass(frozen=True)
+class Cache:
+    """Encode a data set into latent shards with its captions' embeddings; the same command resumes.
+
+    One latent for each clip. What cannot be read is left out and named in OUT/bad_clips.txt. Runs
+    on Ray Data, on this machine with nothing set up, or on a cluster.
+
+    Example: regen cache clips manifest.csv latents --num-frames 33 --height 192 --width 320
+    """
+
+    paths: Annotated[
+        tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="IN [IN ...] OUT")
+    ]
+    """IN: folders, manifests (.csv, .jsonl, .parquet) and shards (.tar), as regen train takes them.
+    OUT: folder for shard-000000.safetensors, ... and dataset.json."""
+    model: str = "tiny-8x8x8"
+    """Embedder: an embedded model, a folder, or a hub id."""
+    text_encoder: str | None = None
+    """Folder or hub id of an encoder of transformers; by default all-MiniLM-L6-v2."""
+    storage: Literal["bfloat16", "int8"] = "bfloat16"
+    """How latents are stored; int8 with a scale for each channel and latent frame."""
+    num_frames: int | None = None
+    """The first frames of each clip; shorter clips are left out. By default all, 600 at most."""
+    height: int | None = None
+    """Resize to cover this height and --width, crop about the middle. By default as they are."""
+    width: int | None = None
+    """See --height."""
+    shard_clips: int = 1000
+    """Clips of a shard."""
+    max_bad_share: float = 0.05
+    """Stop when more than this share of the files cannot be read."""
+    device: Literal["cpu", "cuda"] = "cpu"
+    """Where to encode."""
+    num_workers: int | None = None
+    """Workers that encode; by default one for each GPU, else for each two cores. 0: without Ray, in
+    this process."""
+    address: str | None = None
+    """Of a Ray cluster (auto, or ray://HOST:PORT); its machines read IN. By default Ray runs here
+    alone."""
+
+    def run(self) -> None:
+        _check_numbers(
+            num_frames=self.num_frames,
+            height=self.height,
+            width=self.width,
+            shard_clips=self.shard_clips,
+            num_workers=self.num_workers or None,
+        )
+        if not 0 <= self.max_bad_share <= 1:
+            raise ValueError(f"--max-bad-share is from 0 to 1, got {self.max_bad_share}")
+        if len(self.paths) < 2:
+            raise ValueError("regen cache takes inputs and, last, the folder for the latents")
+        from regen.cache.building import CacheOptions, build_cache
+        from regen.cache.encoding import ClipOptions
+
+        *data, output = self.paths
+        options = CacheOptions(
+            self.model,
+            self.text_encoder,
+            self.storage,
+            ClipOptions(self.num_frames, self.height, self.width),
+            self.shard_clips,
+            self.max_bad_share,
+            self.device,
+            self.num_workers,
+            self.address,
+        )
+        report = build_cache(data, output, options)
+        bad = (
+            f"{len(report.bad)}, listed in {Path(output) / 'bad_clips.txt'}" if report.bad else "0"
+        )
+        rows = [
+            ("clips", f"{report.num_clips:,}"),
+            ("left out", bad),
+            ("shards", f"{report.num_shards:,} ({report.num_bytes:,} bytes)"),
+            ("finished before", f"{report.num_kept:,}"),
+            ("described in", str(Path(output) / "dataset.json")),
+        ]
+        _print_table(rows)
+
+
+@dataclass(frozen=True)
+class Stats:
+    """Merge the statistics of a cache's shards anew, into its dataset.json, and print them.
+
+    Example: regen stats latents
+    """
+
+    folder: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FOLDER")]
+    """What regen cache wrote, or shards of several such folders in one of them."""
+
+    def run(self) -> None:
+        from regen.cache.building import recompute_statistics
+
+        moments = recompute_statistics(self.folder)
+        rows = [("cache", str(self.folder))]
+        for kind, name in enumerate(("content", "motion")):
+            rows += [
+                (f"values a channel, {name}", f"{moments.count[kind].item():,.0f}"),
+                (f"mean, {name}", _numbers(moments.mean[:, kind].tolist())),
+                (f"deviation, {name}", _numbers(moments.std[:, kind].tolist())),
+            ]
+        _print_table(rows)
+
+
 Command = (
     Annotated[Reconstruct, tyro.conf.subcommand("reconstruct")]
     | Annotated[Encode, tyro.conf.subcommand("encode")]
@@ -438,6 +585,9 @@ Command = (
     | Annotated[Generate, tyro.conf.subcommand("generate")]
     | Annotated[Plan, tyro.conf.subcommand("plan")]
     | Annotated[Shard, tyro.conf.subcommand("shard")]
+    | Annotated[World, tyro.conf.subcommand("world")]
+    | Annotated[Cache, tyro.conf.subcommand("cache")]
+    | Annotated[Stats, tyro.conf.subcommand("stats")]
 )
 
 

@@ -19,6 +19,7 @@ MAX_SAMPLES = 9  # frames that are looked at
 MIN_CHROMA = 45  # of 255: largest less smallest of R, G, B
 MIN_AREA = 0.006  # of an object, in squared short sides; the smallest star has 0.014
 MIN_MOVE = 0.11  # short sides in a clip; slow objects move 0.2, zooms 0.06 what is still
+BLURS = (0.0, 0.15, 0.3)  # of outlines that are known: deviation in radii
 OUTLINE = 20  # pixels of an outline that is compared
 
 
@@ -34,7 +35,7 @@ class Seen:
 
 @dataclass
 class _Patch:
-    """Pixels of one object in one frame. `center` in short sides; `outline` `[20, 20]` in [0, 1]."""
+    """Pixels of one object in one frame. `center` in short sides, `outline` in [0, 1]."""
 
     center: np.ndarray
     rgb: np.ndarray
@@ -215,8 +216,7 @@ def _seen(track: list[tuple[float, _Patch]], num_samples: int) -> Seen:
     colors = {name: _hue_vector(np.array(value)) for name, value in COLORS.items()}
     color = max(colors, key=lambda name: float(colors[name] @ _hue_vector(rgb)))
     outline = np.mean([patch.outline for patch in patches], axis=0)
-    shapes = _shape_outlines()
-    shape = max(shapes, key=lambda name: _overlap(shapes[name], outline))
+    shape = max(_shape_outlines(), key=lambda known: _overlap(known[1], outline))[0]
     return Seen(color, shape, _direction(track), len(track) / num_samples)
 
 
@@ -228,17 +228,29 @@ def _hue_vector(rgb: np.ndarray) -> np.ndarray:
 
 
 @cache
-def _shape_outlines() -> dict[str, np.ndarray]:
-    """The outline of each shape, drawn as a typical object and measured as in a clip."""
-    size, radius = 48, 12
+def _shape_outlines() -> list[tuple[str, np.ndarray]]:
+    """Outlines of each shape, sharp and blurred, drawn and measured as in a clip."""
+    size, radius = 64, 14
     places = (np.arange(size) + 0.5 - size / 2) / radius
     dx, dy = np.meshgrid(places, places)
-    outlines = {}
+    outlines = []
     for shape in SHAPES:
-        outline = _outline(coverage(shape, dx, dy, radius))
-        assert outline is not None
-        outlines[shape] = outline
+        for blur in BLURS:
+            covered = _blurred(coverage(shape, dx, dy, radius), blur * radius)
+            outline = _outline(covered / covered.max())
+            assert outline is not None
+            outlines.append((shape, outline))
     return outlines
+
+
+def _blurred(values: np.ndarray, deviation: float) -> np.ndarray:
+    """A Gaussian along both axes; `deviation` in pixels."""
+    if not deviation:
+        return values
+    offsets = np.arange(len(values))
+    kernel = np.exp(-(((offsets[:, None] - offsets) / deviation) ** 2) / 2)
+    kernel /= kernel.sum(axis=1, keepdims=True)
+    return kernel @ values @ kernel.T
 
 
 def _overlap(one: np.ndarray, other: np.ndarray) -> float:
