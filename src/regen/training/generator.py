@@ -15,13 +15,6 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from regen.data.latent_batches import (
-    CaptionedLatents,
-    LatentBatch,
-    LatentBatchConfig,
-    LatentBatches,
-    pad_texts,
-)
 from regen.evaluation.sheets import write_samples
 from regen.flow import training_target
 from regen.models.autoencoder import AutoencoderREGEN
@@ -29,10 +22,17 @@ from regen.models.generator_presets import GENERATOR_PRESETS
 from regen.models.loading import load_model
 from regen.models.transformer import RegenTransformer3DModel
 from regen.pipeline import RegenTextToVideoPipeline, make_scheduler
-from regen.text import TextEncoder
+from regen.text import DEFAULT_NAME, TextEncoder
 from regen.training.averages import make_averages
 from regen.training.checkpoint import latest_checkpoint, load_checkpoint
 from regen.training.generator_config import GeneratorConfig
+from regen.training.latent_batches import (
+    LatentBatch,
+    LatentBatchConfig,
+    LatentBatches,
+    LatentClips,
+    pad_texts,
+)
 from regen.training.loop import run_training
 from regen.training.monitor import Monitor
 from regen.training.optimizer import make_optimizer
@@ -90,13 +90,14 @@ def draw_generator_timesteps(
 
 @dataclass
 class GeneratorTask:
-    """`clips`: indices of those held out of `dataset`. `prompts`: of the sheets, embedded."""
+    """`held_out`: indices of those clips that validate. `prompts`: of the sheets, embedded."""
 
     config: GeneratorConfig
     objective: GeneratorObjective
-    dataset: CaptionedLatents
-    clips: list[int]
+    clips: LatentClips
+    held_out: list[int]
     vae: AutoencoderREGEN
+    text_encoder: str | None
     prompts: list[str]
     prompt_embeds: torch.Tensor
     prompt_mask: torch.Tensor
@@ -124,7 +125,7 @@ class GeneratorTask:
     def validate(self, run: Run, sheet: Path | None) -> dict[str, float]:
         """Mean loss of held-out clips at fixed timesteps and noise; a sheet of the prompts."""
         with run.accelerator.autocast():
-            values = self._losses(run.accelerator.device) if self.clips else {}
+            values = self._losses(run.accelerator.device) if self.held_out else {}
             if sheet is not None and self.prompts:
                 videos = self.objective.sample(partial(self._generate, run))
                 if run.accelerator.is_main_process:
@@ -134,10 +135,9 @@ class GeneratorTask:
     def _losses(self, device: torch.device) -> dict[str, float]:
         sums: dict[str, list[float]] = {}
         generator = torch.Generator().manual_seed(0)
-        for index in self.clips:
-            latents, text = self.dataset.read(index)
-            embeds, mask = pad_texts([text] * len(VALIDATION_TIMESTEPS))
-            latents = latents[:, : 2 * self.config.num_chunks]
+        for clip in map(self.clips.__getitem__, self.held_out):
+            embeds, mask = pad_texts([clip["prompt_embeds"]] * len(VALIDATION_TIMESTEPS))
+            latents = clip["latents"][:, : 2 * self.config.num_chunks]
             kinds = {"image": latents[:, :1]} | ({"video": latents} if len(latents[0]) > 1 else {})
             for name, one in kinds.items():
                 every = one.expand(len(VALIDATION_TIMESTEPS), *one.shape)
@@ -184,7 +184,7 @@ class GeneratorTask:
         """The whole pipeline as a diffusers folder, in bfloat16."""
         transformer = RegenTransformer3DModel.from_config(run.model.config)
         transformer.load_state_dict(state)
-        encoder = TextEncoder.from_pretrained(self.config.text_encoder)
+        encoder = TextEncoder.from_pretrained(self.text_encoder)
         pipeline = RegenTextToVideoPipeline(
             vae=self.vae.cpu(),
             text_encoder=encoder.model,
@@ -226,21 +226,36 @@ def build_transformer(
     )
 
 
-def hold_out_clips(num_items: int, num_clips: int, seed: int) -> tuple[list[int], list[int]]:
-    """(training, validation) indices; a tenth of the items at most are held out."""
-    order = np.random.default_rng([seed, num_items]).permutation(num_items)
-    count = min(num_clips, num_items // 10)
-    return sorted(order[count:].tolist()), sorted(order[:count].tolist())
+def load_models(
+    config: GeneratorConfig, info: dict[str, Any]
+) -> tuple[AutoencoderREGEN, TextEncoder, str | None]:
+    """The embedder, the text encoder and its name; `info` says which ones made the cache.
+
+    Raises ValueError where those that are asked for did not.
+    """
+    embedder = config.embedder or info["model"]
+    vae = load_model(embedder).requires_grad_(False)
+    if vae.encoder_id() != info["encoder_id"]:
+        raise ValueError(
+            f"encoder {info['encoder_id']} ({info['model']}) made the latents, that of {embedder} "
+            f"is {vae.encoder_id()}: give the one that made them as --embedder"
+        )
+    cached = None if info["text_encoder"] == DEFAULT_NAME else info["text_encoder"]
+    name = config.text_encoder or cached
+    encoder = TextEncoder.from_pretrained(name)
+    if encoder.encoder_id() != info["text_encoder_id"]:
+        raise ValueError(
+            f"{info['text_encoder']} embedded the captions, not {encoder.name}: "
+            "give the one that did as --text-encoder"
+        )
+    return vae, encoder, name
 
 
-def start_generator(
-    config: GeneratorConfig, open_latents: Callable[[], Any], accelerator: Accelerator
-) -> Run:
+def start_generator(config: GeneratorConfig, accelerator: Accelerator) -> Run:
     """A new run, or one restored from the newest whole checkpoint below `config.output`."""
-    vae = load_model(config.embedder).requires_grad_(False)
-    dataset = open_latents()
-    encoder = TextEncoder.from_pretrained(config.text_encoder)
-    training, clips = hold_out_clips(len(dataset), config.validation_clips, config.seed)
+    clips = LatentClips(config.data)
+    vae, encoder, text_encoder = load_models(config, clips.info)
+    training, held_out = clips.hold_out(config.validation_sources, config.seed)
     null_embeds = encoder.encode([""])[0][0]
     batch_config = LatentBatchConfig(
         config.seed,
@@ -252,9 +267,9 @@ def start_generator(
         config.caption_dropout,
         config.given_share,
     )
-    batches = LatentBatches(dataset, training, null_embeds, batch_config)
-    accelerator.print(f"{len(training)} clips to train on, {len(clips)} to validate on")
-    prompts = list(config.prompts) or [dataset.caption(index) for index in clips[:NUM_PROMPTS]]
+    batches = LatentBatches(clips, training, null_embeds, batch_config)
+    accelerator.print(f"{len(training)} clips to train on, {len(held_out)} to validate on")
+    prompts = list(config.prompts) or [clips.captions[index] for index in held_out[:NUM_PROMPTS]]
     embeds, mask = encoder.encode(prompts) if prompts else (null_embeds[None][:0], None)
     shapes = batches.videos or batches.images
     usual = max(shapes, key=lambda shape: len(shapes[shape]))
@@ -263,9 +278,10 @@ def start_generator(
     task = GeneratorTask(
         config,
         objective,
-        dataset,
         clips,
+        held_out,
         vae,
+        text_encoder,
         prompts,
         embeds,
         torch.ones(embeds.shape[:2], dtype=torch.bool) if mask is None else mask,
@@ -287,10 +303,10 @@ def start_generator(
     return run
 
 
-def train_generator(config: GeneratorConfig, open_latents: Callable[[], Any]) -> None:
+def train_generator(config: GeneratorConfig) -> None:
     """Run `config` from where its output folder stands to its last step, then write OUTPUT/model.
 
-    `open_latents()` gives the latents to train on. OUTPUT/model is a pipeline. See `run_training`.
+    OUTPUT/model is a `RegenTextToVideoPipeline`. See `run_training`.
     """
     config.check()
-    run_training(config, partial(start_generator, config, open_latents))
+    run_training(config, partial(start_generator, config))

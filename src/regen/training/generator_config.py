@@ -12,10 +12,11 @@ class GeneratorConfig(RunConfig):
 
     data: tuple[str, ...]
     """Folders of latents and captions that regen cache wrote."""
-    embedder: str = "tiny-8x8x8"
-    """The model that made the latents: it decodes the samples, and goes into OUTPUT/model."""
+    embedder: str | None = None
+    """The model that decodes the samples and goes into OUTPUT/model; default: the one that made the
+    latents. Another one has the same encoder."""
     text_encoder: str | None = None
-    """The one that made the captions' embeddings: a folder or hub id; default: MiniLM."""
+    """Where the one that made the captions' embeddings is now, if the cache does not know."""
     preset: str = "t2v_tiny"
     """t2v_tiny, t2v_1b, t2v_5b: model configuration; see regen.models.generator_presets."""
     patch_size: int = 2
@@ -43,8 +44,8 @@ class GeneratorConfig(RunConfig):
     """Above 1 training and sampling see more noise, as large pictures want: 3 in SD3."""
     learning_rate: float = 5e-4
     """Peak of AdamW's learning rate."""
-    validation_clips: int = 32
-    """Clips held out of training, on which the loss is measured."""
+    validation_sources: int = 32
+    """Sources held out of training; the loss is measured on one clip of each."""
     prompts: tuple[str, ...] = ()
     """Of the sample sheets; default: captions of clips held out."""
     num_inference_steps: int = 20
@@ -61,7 +62,7 @@ class GeneratorConfig(RunConfig):
         counts = ("image_batch_size", "video_batch_size", "num_chunks", "patch_size")
         for name in (*counts, "num_inference_steps"):
             self._check_range(name, 1, float("inf"))
-        for name in ("image_steps", "validation_clips", "guidance_scale"):
+        for name in ("image_steps", "validation_sources", "guidance_scale"):
             self._check_range(name, 0, float("inf"))
         for name in ("image_share", "caption_dropout", "given_share"):
             self._check_range(name, 0, 1)

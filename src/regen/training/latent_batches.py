@@ -4,26 +4,77 @@ An iteration is of images (content latents alone) or of videos, of one shape, th
 ranks, so that no process waits for another.
 """
 
-from collections.abc import Sequence
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol, TypedDict
+from itertools import accumulate
+from typing import Any, TypedDict
 
 import numpy as np
 import torch
 
+from regen.cache.shards import LatentClip, LatentDataset, read_description
+from regen.chunking import ChunkGeometry
+
 TEXT_STEP = 8  # texts are filled up to a multiple: few lengths, few compilations
 
 
-class CaptionedLatents(Protocol):
-    """What a batch is drawn from: latents of clips and photos, with their captions."""
+class LatentClips:
+    """All clips of some caches, by one index; `shapes` (n, h, w), `captions`, `sources` of each.
 
-    def __len__(self) -> int: ...
+    Raises ValueError where they are none, or were made by different models.
+    """
 
-    def latent_shape(self, index: int) -> tuple[int, int, int]:
-        """(n, h, w) of clip `index`, without reading it."""
+    def __init__(self, folders: Sequence[str]) -> None:
+        self._datasets = [LatentDataset(folder) for folder in folders]
+        self.info = self._datasets[0].info
+        self.shapes: list[tuple[int, int, int]] = []
+        self.captions: list[str] = []
+        self.sources: list[str] = []
+        geometry = ChunkGeometry(self.info["temporal_compression_ratio"])
+        space = self.info["spatial_compression_ratio"]
+        for dataset in self._datasets:
+            for name in ("encoder_id", "text_encoder_id"):
+                if dataset.info[name] != self.info[name]:
+                    raise ValueError(
+                        f"{dataset.folder} and {folders[0]} differ in their {name}: caches that "
+                        "are trained on together are of the same models"
+                    )
+            for row in self._rows(dataset):
+                size = (-(-row["height"] // space), -(-row["width"] // space))
+                self.shapes.append((geometry.num_latent_frames(row["num_frames"]), *size))
+                self.captions.append(row["caption"])
+                self.sources.append(row["source"])
+        self._ends = list(accumulate(len(dataset) for dataset in self._datasets))
 
-    def read(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Latents `[8, n, h, w]`, normalised, and the caption's embeddings `[L, E]`; float32."""
+    @staticmethod
+    def _rows(dataset: LatentDataset) -> Iterator[dict[str, Any]]:
+        for shard in dataset.info["shards"]:
+            description = read_description(dataset.folder / shard["file"])
+            if description is None:
+                path = dataset.folder / shard["file"]
+                raise ValueError(f"{path} is missing or damaged: run regen cache again")
+            yield from description["clips"]
+
+    def __len__(self) -> int:
+        return self._ends[-1]
+
+    def __getitem__(self, index: int) -> LatentClip:
+        number = bisect_right(self._ends, index)
+        clip: LatentClip = self._datasets[number][index - (self._ends[number - 1] if number else 0)]
+        return clip
+
+    def hold_out(self, num_sources: int, seed: int) -> tuple[list[int], list[int]]:
+        """(training, validation) indices: whole sources are held out, one clip of each measured.
+
+        A tenth of the sources at most.
+        """
+        names = sorted(set(self.sources))
+        order = np.random.default_rng([seed, len(names)]).permutation(len(names))
+        held_out = {names[index] for index in order[: min(num_sources, len(names) // 10)]}
+        first = {name: index for index, name in reversed(list(enumerate(self.sources)))}
+        training = [index for index, name in enumerate(self.sources) if name not in held_out]
+        return training, sorted(first[name] for name in held_out)
 
 
 class LatentBatch(TypedDict):
@@ -63,16 +114,16 @@ class LatentBatches:
 
     def __init__(
         self,
-        dataset: CaptionedLatents,
+        clips: LatentClips,
         indices: Sequence[int],
         null_embeds: torch.Tensor,
         config: LatentBatchConfig,
     ) -> None:
-        self.dataset, self.null_embeds, self.config, self.rank = dataset, null_embeds, config, 0
+        self.clips, self.null_embeds, self.config, self.rank = clips, null_embeds, config, 0
         self.images: dict[tuple[int, ...], list[int]] = {}
         self.videos: dict[tuple[int, ...], list[int]] = {}
         for index in indices:
-            num_frames, height, width = dataset.latent_shape(index)
+            num_frames, height, width = clips.shapes[index]
             self.images.setdefault((1, height, width), []).append(index)
             if num_frames > 1:
                 # A last image behind whole chunks is left out.
@@ -98,11 +149,11 @@ class LatentBatches:
         drawn = rng.integers(len(buckets[shape]), size=batch_size)
         latents, texts = [], []
         for index in drawn:
-            one, text = self.dataset.read(buckets[shape][index])
-            start = 2 * int(rng.integers((one.shape[1] - shape[0]) // 2 + 1))
-            latents.append(one[:, start : start + shape[0]])
+            clip = self.clips[buckets[shape][index]]
+            start = 2 * int(rng.integers((clip["latents"].shape[1] - shape[0]) // 2 + 1))
+            latents.append(clip["latents"][:, start : start + shape[0]])
             is_dropped = rng.random() < config.caption_dropout
-            texts.append(self.null_embeds if is_dropped else text)
+            texts.append(self.null_embeds if is_dropped else clip["prompt_embeds"])
         embeds, mask = pad_texts(texts)
         return {
             "latents": torch.stack(latents),
