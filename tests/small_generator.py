@@ -103,15 +103,18 @@ def write_cache(
             "frame_rate": 24.0,
         }
         clips.append((row, clip_tensors(latents, embeds[number % 2], "bfloat16")))
-    write_shard(shard_path(folder, 0), clips, [], "inputs")
-    fields = {
-        "model": str(vae_folder),
+    space = {
         "encoder_id": vae.encoder_id(),
+        "text_encoder_id": encoder.encoder_id(),
+        "storage": "bfloat16",
+    }
+    write_shard(shard_path(folder, 0), clips, [], space, "inputs")
+    fields = {
+        **space,
+        "model": str(vae_folder),
         "temporal_compression_ratio": 8,
         "spatial_compression_ratio": 8,
-        "storage": "bfloat16",
         "text_encoder": str(text_folder),
-        "text_encoder_id": encoder.encoder_id(),
         "text_dim": encoder.dim,
         "latents_mean": [[0.0, 0.0]] * 8,
         "latents_std": [[1.0, 1.0]] * 8,

@@ -12,8 +12,8 @@ def t2v_tiny() -> dict[str, Any]:
         "num_attention_heads": 4,
         "attention_head_dim": 64,
         "axes_dims_rope": (8, 8, 24, 24),
-        # Choice: in the tiny transformer positions turn ten times faster than in Flux. Its pictures
-        # have few places.
+        # Choice: the tiny transformer's rotary positions have the base 100, where Flux has 10000.
+        # Its pictures have few places.
         "rope_theta": 100.0,
     }
 

@@ -84,6 +84,8 @@ def draw_generator_timesteps(
     batch_size: int, mean: float, std: float, shift: float, generator: torch.Generator
 ) -> torch.Tensor:
     """Logit-normal timesteps `[B]` in (0, 1), shifted to s t / (1 + (s - 1) t) (SD3, Sec. 3.1)."""
+    # Choice: timesteps of the text-to-video model are logit-normal, as SD3's. The paper names
+    # MMDiT, and no more.
     uniform = torch.sigmoid(mean + std * torch.randn(batch_size, generator=generator))
     return shift * uniform / (1 + (shift - 1) * uniform)
 

@@ -166,10 +166,8 @@ class LatentBatches:
     def _draw_given(
         self, rng: np.random.Generator, num_latent_frames: int, batch_size: int
     ) -> np.ndarray:
-        """Choice: where latent frames are given, it is one (an image) or two (a chunk), as often.
-
-        Both uses, image to video and going on, are trained, by the same weights.
-        """
+        # Choice: where latent frames are given, it is one (an image) or two (a chunk), as often.
+        # So the same weights make text to video, image to video, and go on from a video.
         most = min(2, num_latent_frames - 1)
         if most < 1:
             return np.zeros(batch_size, dtype=np.int64)
