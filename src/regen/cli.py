@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
@@ -260,6 +260,10 @@ class Train(TrainConfig):
 
     Example: regen train --data clips photos --output runs/mine
     """
+
+    recipe: str | None = None
+    """paper_4x, paper_8x, paper_16x, paper_32x: options of the paper, as defaults; those that you
+    give stay as you give them."""
 
     def run(self) -> None:
         from regen.training.start import train
@@ -603,12 +607,9 @@ def main() -> None:
     """Entry point of `regen`. Bad input: one line on standard error, exit status 1; Ctrl-C: 130."""
     warnings.filterwarnings("ignore", category=UserWarning)
     try:
-        command = tyro.cli(
-            Command,
-            prog="regen",
-            description=DESCRIPTION,
-            config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff),
-        )
+        command = _parse()
+        if isinstance(command, Train) and command.recipe is not None:
+            command = _parse(_with_recipe(command.recipe))
         command.run()
     except (ValueError, OSError) as error:
         _fail(1, str(error))
@@ -618,6 +619,27 @@ def main() -> None:
         _fail(1, f"out of memory ({error}); try a smaller picture: --short-side")
     except KeyboardInterrupt:
         _fail(130, "interrupted")
+
+
+def _parse(default: Any = tyro.MISSING) -> Any:
+    """The command of the line; `default`: one whose options stand where the line has none."""
+    return tyro.cli(
+        Command,
+        prog="regen",
+        description=DESCRIPTION,
+        default=default,
+        config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff),
+    )
+
+
+def _with_recipe(recipe: str) -> Train:
+    """`regen train` as `recipe` has it. ValueError: no such."""
+    from regen.training.recipes import RECIPES
+
+    if recipe not in RECIPES:
+        raise ValueError(f"--recipe is one of {', '.join(RECIPES)}, got {recipe!r}")
+    needed = {"data": tyro.MISSING, "output": tyro.MISSING}
+    return Train(recipe=recipe, **needed, **RECIPES[recipe]())
 
 
 def _fail(status: int, message: str) -> None:

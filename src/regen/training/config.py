@@ -1,12 +1,11 @@
 """`regen train`'s options: a frozen dataclass, which is also its `--help`; its base: any run's."""
 
 import json
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
 from regen.models.presets import PRESETS
-from regen.training.recipes import RECIPES
 
 # Options that may change between the start of a run and its resumption.
 FREE_OPTIONS = {
@@ -102,9 +101,6 @@ class TrainConfig(RunConfig):
     """Folders of clips and photos (MP4, MOV, WebM, GIF, PNG, JPEG, ...), searched to the bottom;
     manifests (.csv, .jsonl, .parquet); shards (.tar, folders of them). Shards and manifests also as
     URLs (s3://, gs://, https://, ...). docs/data.md tells more."""
-    recipe: str | None = None
-    """paper_4x, paper_8x, paper_16x, paper_32x: options of the paper; those that you give with
-    another value than their default stay as you give them."""
     init: str | None = None
     """Start from this model: name of embedded weights, a folder, or a hub id. What does not fit the
     preset is named and starts anew."""
@@ -155,18 +151,6 @@ class TrainConfig(RunConfig):
     @property
     def decode_once(self) -> bool:
         return str(self.cache) != "none"
-
-    def with_recipe(self) -> "TrainConfig":
-        """With the options of the recipe, where they have their default. ValueError: no such."""
-        if self.recipe is None:
-            return self
-        if self.recipe not in RECIPES:
-            raise ValueError(f"--recipe is one of {', '.join(RECIPES)}, got {self.recipe!r}")
-        defaults = {field.name: field.default for field in fields(self)}
-        options = RECIPES[self.recipe]().items()
-        return replace(
-            self, **{name: v for name, v in options if getattr(self, name) == defaults[name]}
-        )
 
     def check(self) -> None:
         """ValueError for an option out of range."""

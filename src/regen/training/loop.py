@@ -167,7 +167,9 @@ def train_step(run: Run, batches: list[Any]) -> float:
     total = torch.zeros((), device=accelerator.device)
     for index, batch in enumerate(batches):
         is_last = index == len(batches) - 1  # until then each process keeps its own sum
-        with nullcontext() if is_last else accelerator.no_sync(run.wrapped):
+        is_counted = not (config.compile or config.compile_blocks)  # what is compiled is not seen
+        counted = run.monitor.step(shapes_of(batch)) if is_counted else nullcontext()
+        with nullcontext() if is_last else accelerator.no_sync(run.wrapped), counted:
             loss = run.task.batch_loss(run, batch, run.rank_of(index)) / len(batches)
             accelerator.backward(loss)
         total += loss.detach()
@@ -182,3 +184,10 @@ def train_step(run: Run, batches: list[Any]) -> float:
     run.optimizer.step()
     run.optimizer.zero_grad(set_to_none=True)
     return value
+
+
+def shapes_of(batch: dict[str, Any]) -> frozenset[tuple[str, torch.Size]]:
+    """What the FLOPs of a step depend on."""
+    return frozenset(
+        (name, value.shape) for name, value in batch.items() if isinstance(value, torch.Tensor)
+    )

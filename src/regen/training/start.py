@@ -178,10 +178,7 @@ def first_videos(model: AutoencoderREGEN, batches: TrainingBatches) -> list[torc
 
 def start_run(config: TrainConfig, accelerator: Accelerator) -> Run:
     """A new run, or one restored from the newest whole checkpoint below `config.output`."""
-    with accelerator.main_process_first():
-        training_clips, validation_clips, bad_clips = load_clips(config, accelerator)
     model = build_model(config, accelerator)
-    batches = build_batches(config, model, training_clips)
     with accelerator.main_process_first():  # renames what is damaged
         checkpoint, damaged = latest_checkpoint(config.output / "checkpoints")
     for path in damaged:
@@ -192,6 +189,10 @@ def start_run(config: TrainConfig, accelerator: Accelerator) -> Run:
         modules = sorted({name.rpartition(".")[0] or name for name in new})
         some = ", ".join(modules[:20] + ["..."] * (len(modules) > 20)) or "nothing"
         accelerator.print(f"start from {config.init}; what starts anew: {some}")
+    # After what --init can have wrong: decoding the clips takes long.
+    with accelerator.main_process_first():
+        training_clips, validation_clips, bad_clips = load_clips(config, accelerator)
+    batches = build_batches(config, model, training_clips)
     if checkpoint is None and any(name.startswith(SHORTCUTS) for name in new):
         has_picture = not any(name.startswith("shortcut.picture.") for name in new)
         start_shortcuts(model, batches, config, accelerator, has_picture)
@@ -227,6 +228,5 @@ def train(config: TrainConfig) -> None:
 
     See `run_training`. Raises ValueError for options and data that cannot work.
     """
-    config = config.with_recipe()
     config.check()
     run_training(config, partial(start_run, config))
