@@ -23,11 +23,20 @@ ROOMS: dict[str, set[str]] = {
     "models": {"chunking", "flow"},
     "data": {"video"},
     "evaluation": {"video", "latents", "models", "data"},
-    "training": {"flow", "models", "data", "evaluation"},
+    "text": set(),
+    "cache": {"video", "latents", "models", "data", "text"},
+    "pipeline": {"models", "text"},
+    "generation": {"video", "pipeline"},
+    "training": {
+        *("chunking", "flow", "models", "data", "evaluation", "text", "cache", "pipeline"),
+    },
     "codec": {"video", "chunking", "latents", "models", "evaluation"},
-    "cli": {"video", "latents", "models", "data", "evaluation", "training", "codec"},
+    "cli": {
+        *("video", "latents", "models", "data", "evaluation", "training", "codec"),
+        *("cache", "pipeline", "generation"),
+    },
     "weights": set(),
-    "__init__": {"models"},  # its two public names, on first use
+    "__init__": {"models", "pipeline"},  # its public names, on first use
     "__main__": {"cli"},
 }
 DOORS = {"video"}  # packages that others import from as a whole, not from their modules
@@ -37,8 +46,10 @@ RESERVED = {
     "av": {"video"},
     "tyro": {"cli"},
     "accelerate": {"training", "evaluation/evaluate"},
-    "safetensors.safe_open": {"latents", "training/checkpoint"},
-    "safetensors.torch.save_file": {"latents", "training/checkpoint"},
+    "ray": {"cache"},
+    "transformers": {"text"},
+    "safetensors.safe_open": {"latents", "training/checkpoint", "cache/shards"},
+    "safetensors.torch.save_file": {"latents", "training/checkpoint", "cache/shards"},
     "safetensors.torch.load_file": set(),
     "PIL.Image.open": {"video"},
 }

@@ -1,5 +1,6 @@
 """From any checkpoint on: the decoder alone, another ratio, noise on the latents; recipes."""
 
+import sys
 from dataclasses import fields, replace
 from pathlib import Path
 
@@ -10,14 +11,16 @@ from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 from test_training import config_of, write_data
 
+from regen.cli import main
 from regen.data.clips import prepare_clips
 from regen.models.autoencoder import AutoencoderREGEN
 from regen.models.loading import load_model
 from regen.models.presets import PRESETS
+from regen.training import start
 from regen.training.config import TrainConfig
-from regen.training.loop import train
 from regen.training.objective import ObjectiveConfig, REGENObjective, draw_latent_noise
 from regen.training.recipes import RECIPES
+from regen.training.start import train
 
 
 @pytest.fixture(autouse=True)
@@ -96,7 +99,6 @@ def test_starts_that_cannot_work(clips: Path, base: Path, tmp_path: Path) -> Non
         ({"init": "nowhere"}, "no model nowhere"),
         ({"init": str(base), "prediction_type": "v_prediction"}, "give --prediction-type sample"),
         ({"latent_noise": -1.0}, "--latent-noise is at least 0"),
-        ({"recipe": "paper_64x"}, "--recipe is one of paper_4x, "),
         ({"tracker": "notebook"}, "--tracker is one of .*tensorboard.* or none, got 'notebook'"),
     ):
         with pytest.raises(ValueError, match=message):
@@ -137,7 +139,7 @@ def test_latent_noise_has_every_strength(clips: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("ratio", [4, 8, 16, 32])
 def test_the_recipes_of_the_paper(ratio: int, tmp_path: Path) -> None:
-    config = TrainConfig(data=("clips",), output=tmp_path, recipe=f"paper_{ratio}x").with_recipe()
+    config = TrainConfig(data=("clips",), output=tmp_path, **RECIPES[f"paper_{ratio}x"]())
     config.check()
     assert PRESETS[config.preset]()["temporal_compression_ratio"] == ratio
     assert config.num_targets == ratio + 1 and config.steps == 100_000
@@ -145,11 +147,22 @@ def test_the_recipes_of_the_paper(ratio: int, tmp_path: Path) -> None:
     assert set(RECIPES[f"paper_{ratio}x"]()) <= {field.name for field in fields(TrainConfig)}
 
 
-def test_an_option_prevails_over_its_recipe(tmp_path: Path) -> None:
-    config = TrainConfig(data=("clips",), output=tmp_path, recipe="paper_8x", steps=7, crop=64)
-    resolved = config.with_recipe()
-    assert (resolved.steps, resolved.crop, resolved.image_batch_size) == (7, 64, 28)
-    assert resolved.with_recipe() == resolved
+def test_an_option_prevails_over_its_recipe(monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    """Also one that is given as it is by default without a recipe."""
+    seen: list[TrainConfig] = []
+    monkeypatch.setattr(start, "train", seen.append)
+    words = ["regen", "train", "--data", "clips", "--output", "run", "--recipe"]
+    default = str(TrainConfig.image_batch_size)
+    given = ["--steps", "7", "--crop", "64", "--image-batch-size", default]
+    monkeypatch.setattr(sys, "argv", [*words, "paper_8x", *given])
+    main()
+    (config,) = seen
+    assert (config.steps, config.crop, config.image_batch_size) == (7, 64, int(default))
+    assert (config.preset, config.ema_decay, config.data) == ("regen_8x", 0.9999, ("clips",))
+    monkeypatch.setattr(sys, "argv", [*words, "paper_64x"])
+    with pytest.raises(SystemExit):
+        main()
+    assert "--recipe is one of paper_4x, " in capsys.readouterr().err
 
 
 def test_no_tracker(clips: Path, tmp_path: Path) -> None:

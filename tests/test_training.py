@@ -32,7 +32,6 @@ from regen.models.motion import warp
 from regen.models.picture import PictureCodec
 from regen.training import loop, picture_stage
 from regen.training.config import TrainConfig, check_run_config, write_run_config
-from regen.training.loop import train
 from regen.training.muon import orthogonalize
 from regen.training.objective import (
     ObjectiveConfig,
@@ -43,7 +42,9 @@ from regen.training.objective import (
 from regen.training.optimizer import learning_rate_factor, make_optimizer
 from regen.training.picture_stage import init_picture, train_picture
 from regen.training.records import drop_records_after
+from regen.training.run import step_seed
 from regen.training.shortcut_init import init_shortcuts
+from regen.training.start import train
 from regen.training.stopping import StopSignals
 from regen.training.validation import validate, validation_chunks
 from regen.video import VideoWriter
@@ -200,7 +201,7 @@ def killed(run, batch):
 loop.train_step = killed
 import torch
 torch.set_num_threads(int(sys.argv[4]))
-loop.train(t.config_of(Path(sys.argv[2]), Path(sys.argv[3])))
+t.train(t.config_of(Path(sys.argv[2]), Path(sys.argv[3])))
 """
 
 
@@ -522,7 +523,7 @@ def test_optimizer_groups(tmp_path: Path) -> None:
 
 def test_noise_seeds() -> None:
     seeds = [(0, 0, 0), (0, 0, 1), (0, 1, 0), (1, 0, 0), (20260101, 7, 99999), (2**63 - 1, 999, 5)]
-    numbers = [loop.step_seed(*seed) for seed in seeds]
+    numbers = [step_seed(*seed) for seed in seeds]
     assert len(set(numbers)) == len(seeds) and all(0 <= number < 2**63 for number in numbers)
     noises = []
     for number in numbers:  # a torch.Generator takes them, and tells them apart

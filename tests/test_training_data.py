@@ -22,8 +22,7 @@ from regen.data.clips import prepare_clips
 from regen.data.sharding import write_shards
 from regen.training import loading, loop
 from regen.training.loading import TimedLoader
-from regen.training.loop import train
-from regen.training.start import load_clips
+from regen.training.start import load_clips, train
 
 __all__ = ["data", "small_runs"]  # fixtures
 

@@ -5,9 +5,17 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from regen.models.autoencoder import AutoencoderREGEN
     from regen.models.loading import load_model
+    from regen.models.transformer import RegenTransformer3DModel
+    from regen.pipeline import RegenTextToVideoPipeline
 
 __version__ = "0.1.0"
-__all__ = ["AutoencoderREGEN", "__version__", "load_model"]
+__all__ = [
+    "AutoencoderREGEN",
+    "RegenTextToVideoPipeline",
+    "RegenTransformer3DModel",
+    "__version__",
+    "load_model",
+]
 
 
 def __getattr__(name: str) -> Any:
@@ -20,4 +28,12 @@ def __getattr__(name: str) -> Any:
         from regen.models.loading import load_model
 
         return load_model
+    if name == "RegenTransformer3DModel":
+        from regen.models.transformer import RegenTransformer3DModel
+
+        return RegenTransformer3DModel
+    if name == "RegenTextToVideoPipeline":
+        from regen.pipeline import RegenTextToVideoPipeline
+
+        return RegenTextToVideoPipeline
     raise AttributeError(f"module 'regen' has no attribute {name!r}")

@@ -10,12 +10,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
 from regen.evaluation.config import EvaluateConfig
 from regen.training.config import TrainConfig
+from regen.training.generator_config import GeneratorConfig
 from regen.training.plan import PlanConfig
 
 if TYPE_CHECKING:
@@ -26,6 +27,24 @@ InPath = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="IN")]
 OutPath = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")]
 LatentsPath = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="LATENTS")]
 BYTES_PER_VALUE = {"float32": 4, "bfloat16": 2, "int8": 1}
+
+
+def find_device(device: str) -> str:
+    """The device that `device` names, auto included; ValueError where it cannot be used."""
+    import torch
+
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        if torch.device(device).type not in ("cpu", "cuda", "mps", "xpu"):
+            raise RuntimeError("not a device to compute on")
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(
+            f"--device {device} cannot be used here ({reason}); try --device cpu"
+        ) from None
+    return device
 
 
 @dataclass(frozen=True)
@@ -41,23 +60,10 @@ class ModelOptions:
 
     def check_model(self) -> str:
         """The device to run on; ValueError where it or the model is not there. Loads nothing."""
-        import torch
-
         from regen.models.loading import find_model
 
         find_model(self.model)
-        if self.device == "auto":
-            return "cuda" if torch.cuda.is_available() else "cpu"
-        try:
-            if torch.device(self.device).type not in ("cpu", "cuda", "mps", "xpu"):
-                raise RuntimeError("not a device to compute on")
-            torch.empty(0, device=self.device)
-        except (RuntimeError, AssertionError) as error:
-            reason = str(error).splitlines()[0]
-            raise ValueError(
-                f"--device {self.device} cannot be used here ({reason}); try --device cpu"
-            ) from None
-        return self.device
+        return find_device(self.device)
 
     def load(self) -> "AutoencoderREGEN":
         import torch
@@ -256,11 +262,108 @@ class Train(TrainConfig):
     Example: regen train --data clips photos --output runs/mine
     """
 
+    recipe: str | None = None
+    """paper_4x, paper_8x, paper_16x, paper_32x: options of the paper, as defaults; those that you
+    give stay as you give them."""
+
     def run(self) -> None:
-        from regen.training.loop import train
+        from regen.training.start import train
 
         self.check()
         train(self)
+
+
+@dataclass(frozen=True)
+class TrainGenerator(GeneratorConfig):
+    """Train a text-to-video model on cached latents; the same command again resumes.
+
+    Example: regen cache clips latents; regen train-generator --data latents --output runs/t2v
+    """
+
+    def run(self) -> None:
+        from regen.training.generator import train_generator
+
+        train_generator(self)
+
+
+@dataclass(frozen=True)
+class Generate:
+    """Generate a video from a text, also from its first picture, also on from a video.
+
+    Example: regen generate "a red ball rolls left" out.mp4 --model runs/t2v/model --frames 132
+    """
+
+    prompt: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="PROMPT")]
+    """What the video shows."""
+    output: OutPath
+    """.mp4, .webm, lossless .mkv, .png of one frame; without an ending: a folder of PNGs."""
+    model: str
+    """Folder OUTPUT/model of regen train-generator, or a hub id (owner/name)."""
+    num_frames: Annotated[int | None, tyro.conf.arg(name="frames")] = None
+    """How many frames; default: as many as the model was trained on."""
+    height: int | None = None
+    """In pixels; default: that of the training."""
+    width: int | None = None
+    """In pixels; default: that of the training."""
+    negative_prompt: str = ""
+    """What the video is to be unlike."""
+    image: Path | None = None
+    """A picture: the first frame, from which the video goes on."""
+    video: Path | None = None
+    """A video to go on from: its last chunk is given, what follows is written."""
+    num_inference_steps: int = 30
+    """Denoising steps."""
+    guidance_scale: float = 5.0
+    """How much more than without it the prompt counts; 1: no guidance, half the time."""
+    seed: int = 0
+    """The same seed gives the same video."""
+    frame_rate: float | None = None
+    """Frames a second; default: those of --video, else 24."""
+    device: str = "auto"
+    """auto takes a GPU where there is one; or cpu, cuda, cuda:1, mps."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Precision of the model; bfloat16 is faster on GPUs and recent CPUs."""
+
+    def run(self) -> None:
+        numbers = ("num_inference_steps", "height", "width")
+        _check_numbers(self.seed, frames=self.num_frames, **{n: getattr(self, n) for n in numbers})
+        import time
+
+        import torch
+        from tqdm import tqdm
+
+        from regen.generation import Request, check_generate, generate_file
+        from regen.pipeline import load_pipeline
+
+        request = Request(
+            self.prompt,
+            self.negative_prompt,
+            self.num_frames,
+            self.height,
+            self.width,
+            self.num_inference_steps,
+            self.guidance_scale,
+            self.seed,
+            self.image,
+            self.video,
+            None if self.frame_rate is None else Fraction(str(self.frame_rate)),
+        )
+        check_generate(request, self.output)
+        device = find_device(self.device)
+        pipeline = load_pipeline(self.model, device, getattr(torch, self.dtype))
+        pipeline.set_progress_bar_config(disable=True)
+        start, shown = time.perf_counter(), sys.stderr.isatty()
+        with tqdm(total=self.num_inference_steps, leave=False, disable=not shown) as bar:
+            frames = generate_file(pipeline, request, self.output, lambda: bar.update() and None)
+        elapsed_s = time.perf_counter() - start
+        geometry = pipeline.vae.geometry
+        rows = [
+            ("video", f"{len(frames)} frames of {frames.shape[2]} x {frames.shape[1]}"),
+            ("latents", f"{geometry.num_latent_frames(len(frames))} latent frames"),
+            ("speed", f"{len(frames) / elapsed_s:.2f} frames/s ({elapsed_s:.1f} s)"),
+            ("written", f"{self.output} ({_size(self.output)})"),
+        ]
+        _print_table(rows)
 
 
 @dataclass(frozen=True)
@@ -344,15 +447,167 @@ class Evaluate(EvaluateConfig):
         _print_table(summary_rows(self, evaluate(self)))
 
 
+@dataclass(frozen=True)
+class World:
+    """Draw clips of a small generated world, with exact captions; the same command goes on.
+
+    Coloured shapes that move, for text-to-video on a small machine. The split held_out has the
+    combinations of colour, shape and direction that the split train never shows.
+
+    Example: regen world world --clips 1000; regen cache world latents
+    """
+
+    folder: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FOLDER")]
+    """Folder for clip-000000.mp4, ... and manifest.csv with the captions."""
+    clips: int = 1000
+    """Number of clips."""
+    size: tuple[int, int] = (64, 64)
+    """Height and width in pixels."""
+    frames: int = 17
+    """Frames of a clip."""
+    fps: int = 24
+    """Frames a second."""
+    split: Literal["train", "held_out"] = "train"
+    """Which combinations of colour, shape and direction."""
+    seed: int = 0
+    """Another seed is another world."""
+
+    def run(self) -> None:
+        _check_numbers(seed=self.seed, clips=self.clips, frames=self.frames, fps=self.fps)
+        from regen.data.world import write_world
+
+        height, width = self.size
+        num_kept = write_world(
+            self.folder, self.clips, self.frames, height, width, self.fps, self.seed, self.split
+        )
+        rows = [
+            ("clips", f"{self.clips:,} of {self.frames} frames of {width} x {height}"),
+            ("drawn before", f"{num_kept:,}"),
+            ("captions", str(self.folder / "manifest.csv")),
+            ("encode them", f"regen cache {self.folder} latents"),
+        ]
+        _print_table(rows)
+
+
+@dataclass(frozen=True)
+class Cache:
+    """Encode a data set into latent shards with its captions' embeddings; the same command resumes.
+
+    One latent for each clip. What cannot be read is left out and named in OUT/bad_clips.txt. Runs
+    on Ray Data, on this machine with nothing set up, or on a cluster.
+
+    Example: regen cache clips manifest.csv latents --num-frames 33 --height 192 --width 320
+    """
+
+    paths: Annotated[
+        tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="IN [IN ...] OUT")
+    ]
+    """IN: folders, manifests (.csv, .jsonl, .parquet) and shards (.tar), as regen train takes them.
+    OUT: folder for shard-000000.safetensors, ... and dataset.json."""
+    model: str = "tiny-8x8x8"
+    """Embedder: an embedded model, a folder, or a hub id."""
+    text_encoder: str | None = None
+    """Folder or hub id of an encoder of transformers; by default all-MiniLM-L6-v2."""
+    storage: Literal["bfloat16", "int8"] = "bfloat16"
+    """How latents are stored; int8 with a scale for each channel and latent frame."""
+    num_frames: int | None = None
+    """The first frames of each clip; shorter clips are left out. By default all, 600 at most."""
+    height: int | None = None
+    """Resize to cover this height and --width, crop about the middle. By default as they are."""
+    width: int | None = None
+    """See --height."""
+    shard_clips: int = 1000
+    """Clips of a shard."""
+    max_bad_share: float = 0.05
+    """Stop when more than this share of the files cannot be read."""
+    device: Literal["cpu", "cuda"] = "cpu"
+    """Where to encode."""
+    num_workers: int | None = None
+    """Workers that encode; by default one for each GPU, else for each two cores. 0: without Ray, in
+    this process."""
+    address: str | None = None
+    """Of a Ray cluster (auto, or ray://HOST:PORT); its machines read IN. By default Ray runs here
+    alone."""
+
+    def run(self) -> None:
+        _check_numbers(
+            num_frames=self.num_frames,
+            height=self.height,
+            width=self.width,
+            shard_clips=self.shard_clips,
+            num_workers=self.num_workers or None,
+        )
+        if not 0 <= self.max_bad_share <= 1:
+            raise ValueError(f"--max-bad-share is from 0 to 1, got {self.max_bad_share}")
+        if len(self.paths) < 2:
+            raise ValueError("regen cache takes inputs and, last, the folder for the latents")
+        from regen.cache.building import CacheOptions, build_cache
+        from regen.cache.encoding import ClipOptions
+
+        *data, output = self.paths
+        options = CacheOptions(
+            self.model,
+            self.text_encoder,
+            self.storage,
+            ClipOptions(self.num_frames, self.height, self.width),
+            self.shard_clips,
+            self.max_bad_share,
+            self.device,
+            self.num_workers,
+            self.address,
+        )
+        report = build_cache(data, output, options)
+        bad = (
+            f"{len(report.bad)}, listed in {Path(output) / 'bad_clips.txt'}" if report.bad else "0"
+        )
+        rows = [
+            ("clips", f"{report.num_clips:,}"),
+            ("left out", bad),
+            ("shards", f"{report.num_shards:,} ({report.num_bytes:,} bytes)"),
+            ("finished before", f"{report.num_kept:,}"),
+            ("described in", str(Path(output) / "dataset.json")),
+        ]
+        _print_table(rows)
+
+
+@dataclass(frozen=True)
+class Stats:
+    """Merge the statistics of a cache's shards anew, into its dataset.json, and print them.
+
+    Example: regen stats latents
+    """
+
+    folder: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FOLDER")]
+    """What regen cache wrote, or shards of several such folders in one of them."""
+
+    def run(self) -> None:
+        from regen.cache.building import recompute_statistics
+
+        moments = recompute_statistics(self.folder)
+        rows = [("cache", str(self.folder))]
+        for kind, name in enumerate(("content", "motion")):
+            rows += [
+                (f"values a channel, {name}", f"{moments.count[kind].item():,.0f}"),
+                (f"mean, {name}", _numbers(moments.mean[:, kind].tolist())),
+                (f"deviation, {name}", _numbers(moments.std[:, kind].tolist())),
+            ]
+        _print_table(rows)
+
+
 Command = (
     Annotated[Reconstruct, tyro.conf.subcommand("reconstruct")]
     | Annotated[Encode, tyro.conf.subcommand("encode")]
     | Annotated[Decode, tyro.conf.subcommand("decode")]
     | Annotated[Info, tyro.conf.subcommand("info")]
     | Annotated[Train, tyro.conf.subcommand("train")]
+    | Annotated[TrainGenerator, tyro.conf.subcommand("train-generator")]
+    | Annotated[Generate, tyro.conf.subcommand("generate")]
     | Annotated[Plan, tyro.conf.subcommand("plan")]
     | Annotated[Shard, tyro.conf.subcommand("shard")]
     | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
+    | Annotated[World, tyro.conf.subcommand("world")]
+    | Annotated[Cache, tyro.conf.subcommand("cache")]
+    | Annotated[Stats, tyro.conf.subcommand("stats")]
 )
 
 
@@ -368,12 +623,9 @@ def main() -> None:
     """Entry point of `regen`. Bad input: one line on standard error, exit status 1; Ctrl-C: 130."""
     warnings.filterwarnings("ignore", category=UserWarning)
     try:
-        command = tyro.cli(
-            Command,
-            prog="regen",
-            description=DESCRIPTION,
-            config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff),
-        )
+        command = _parse()
+        if isinstance(command, Train) and command.recipe is not None:
+            command = _parse(_with_recipe(command.recipe))
         command.run()
     except (ValueError, OSError) as error:
         _fail(1, str(error))
@@ -383,6 +635,27 @@ def main() -> None:
         _fail(1, f"out of memory ({error}); try a smaller picture: --short-side")
     except KeyboardInterrupt:
         _fail(130, "interrupted")
+
+
+def _parse(default: Any = tyro.MISSING) -> Any:
+    """The command of the line; `default`: one whose options stand where the line has none."""
+    return tyro.cli(
+        Command,
+        prog="regen",
+        description=DESCRIPTION,
+        default=default,
+        config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff),
+    )
+
+
+def _with_recipe(recipe: str) -> Train:
+    """`regen train` as `recipe` has it. ValueError: no such."""
+    from regen.training.recipes import RECIPES
+
+    if recipe not in RECIPES:
+        raise ValueError(f"--recipe is one of {', '.join(RECIPES)}, got {recipe!r}")
+    needed = {"data": tyro.MISSING, "output": tyro.MISSING}
+    return Train(recipe=recipe, **needed, **RECIPES[recipe]())
 
 
 def _fail(status: int, message: str) -> None:

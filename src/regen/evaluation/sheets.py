@@ -1,4 +1,4 @@
-"""Pictures of reconstructions: rows of source, reconstruction and error, side by side in time."""
+"""Pictures of reconstructions (source, reconstruction, error) and of samples; a row a video."""
 
 from pathlib import Path
 
@@ -58,3 +58,12 @@ def write_picture(path: Path, pixels: np.ndarray) -> None:
             file, format=kind, **({"quality": 90} if kind == "JPEG" else {})
         )
     beside.replace(path)
+
+
+def write_samples(path: Path, videos: torch.Tensor, num_shown: int = 5) -> None:
+    """One PNG: a row per video of `[B, T, 3, H, W]` in [0, 1], frames from its start to its end."""
+    picked = np.unique(np.linspace(0, videos.shape[1] - 1, num_shown).round().astype(int))
+    frames = (255 * videos[:, picked].float().cpu()).round().clamp(0, 255).byte().numpy()
+    rows = [np.concatenate(list(row.transpose(0, 2, 3, 1)), axis=1) for row in frames]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.concatenate(rows)).save(path)

@@ -37,17 +37,29 @@ class AttentionProcessor:
     _attention_backend: Any = None
     _parallel_config: Any = None
 
-    def __call__(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-        """`[B, N, heads, head_dim]` each -> the same shape."""
+    def __call__(
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        attn_mask: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """`[B, N, heads, head_dim]` each -> the same shape.
+
+        `attn_mask`: bool, broadcast to `[B, heads, N, N]`; False: this key is not seen.
+        """
         short_on_cpu = query.device.type == "cpu" and query.shape[1] <= SHORT_SEQUENCE
         if self._attention_backend is None and short_on_cpu:
             query, key, value = (tensor.transpose(1, 2) for tensor in (query, key, value))
             scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-1, -2)
+            if attn_mask is not None:
+                scores = scores.masked_fill(~attn_mask, -math.inf)
             return (scores.softmax(dim=-1).to(value.dtype) @ value).transpose(1, 2)
         return dispatch_attention_fn(
             query,
             key,
             value,
+            attn_mask=attn_mask,
             backend=self._attention_backend,
             parallel_config=self._parallel_config,
         )

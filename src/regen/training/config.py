@@ -1,12 +1,11 @@
-"""`regen train`'s options: one frozen dataclass, which is also its `--help`."""
+"""`regen train`'s options: a frozen dataclass, which is also its `--help`; its base: any run's."""
 
 import json
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
 from regen.models.presets import PRESETS
-from regen.training.recipes import RECIPES
 
 # Options that may change between the start of a run and its resumption.
 FREE_OPTIONS = {
@@ -17,18 +16,91 @@ FREE_OPTIONS = {
 
 
 @dataclass(frozen=True)
-class TrainConfig:
+class RunConfig:
+    """What every run of the loop has, whatever it trains. The same command again goes on."""
+
+    data: tuple[str, ...]
+    """What to train on."""
+    output: Path
+    """Folder of the run: checkpoints, TensorBoard log, sample sheets, and at the end the model."""
+    steps: int = 20000
+    """Iterations in all."""
+    learning_rate: float = 1e-3
+    """Peak of AdamW's learning rate."""
+    warmup_steps: int = 200
+    """Iterations of linear warm-up."""
+    cooldown_share: float = 0.25
+    """Last share of the iterations, over which the learning rate falls linearly to 0."""
+    weight_decay: float = 0.01
+    """AdamW's weight decay (matrices only)."""
+    ema_decay: float = 0.999
+    """Decay of the averaged weights, which are what is validated and exported."""
+    mixed_precision: Literal["no", "bf16"] = "bf16"
+    """Precision of the matrix products."""
+    compile: bool = False
+    """Compile the training step: slower to start (minutes on a CPU), then faster."""
+    compile_blocks: bool = False
+    """Compile the transformer's blocks only, all at once: quick to start; works with --shard."""
+    gradient_accumulation_steps: int = 1
+    """Batches per iteration and process. 1 process x 2 is the same as 2 processes x 1."""
+    gradient_checkpointing: bool = False
+    """Compute the blocks anew in the backward pass: less memory, more time."""
+    shard: bool = False
+    """Split weights, averages and moments among the processes (FSDP2): for large models."""
+    seed: int = 0
+    """Everything random follows from it."""
+    validate_every: int = 1000
+    """Iterations between validations."""
+    checkpoint_every: int = 500
+    """Iterations between checkpoints."""
+    keep_last: int = 2
+    """Checkpoints to keep; older ones are deleted."""
+    keep_every: int = 0
+    """Also keep the checkpoints of every so many iterations; 0: none."""
+    tracker: str = "tensorboard"
+    """Where curves go: tensorboard (OUTPUT/logs), another that accelerate knows and that is
+    installed (wandb, mlflow, ...), or none."""
+    num_workers: int = 1
+    """Processes that prepare batches."""
+
+    def check(self) -> None:
+        """ValueError for an option out of range."""
+        if not self.data:
+            raise ValueError("--data takes at least one folder")
+        periods = ("validate_every", "checkpoint_every", "keep_last", "gradient_accumulation_steps")
+        for name in ("steps", *periods):
+            self._check_range(name, 1, float("inf"))
+        for name in ("warmup_steps", "num_workers", "seed", "keep_every", "weight_decay"):
+            self._check_range(name, 0, float("inf"))
+        for name in ("cooldown_share", "ema_decay"):
+            self._check_range(name, 0, 1)
+        if not 0 < self.learning_rate < float("inf"):
+            raise ValueError(f"--learning-rate is a positive number, got {self.learning_rate}")
+        if self.seed >= 2**63:
+            raise ValueError(f"--seed has 63 bits at most, got {self.seed}")
+        if self.keep_every % self.checkpoint_every:
+            raise ValueError(
+                f"--keep-every is a multiple of --checkpoint-every {self.checkpoint_every}, "
+                f"got {self.keep_every}"
+            )
+        if self.compile and self.shard:
+            raise ValueError("--compile is of one process' model: with --shard, --compile-blocks")
+
+    def _check_range(self, name: str, low: float, high: float) -> None:
+        value = getattr(self, name)
+        if not low <= value <= high:
+            expected = f"at least {low:g}" if high == float("inf") else f"from {low:g} to {high:g}"
+            raise ValueError(f"--{name.replace('_', '-')} is {expected}, got {value}")
+
+
+@dataclass(frozen=True)
+class TrainConfig(RunConfig):
     """Train an embedder on clips and photos. The same command again goes on."""
 
     data: tuple[str, ...]
     """Folders of clips and photos (MP4, MOV, WebM, GIF, PNG, JPEG, ...), searched to the bottom;
     manifests (.csv, .jsonl, .parquet); shards (.tar, folders of them). Shards and manifests also as
     URLs (s3://, gs://, https://, ...). docs/data.md tells more."""
-    output: Path
-    """Folder of the run: checkpoints, TensorBoard log, sample sheets, and at the end the model."""
-    recipe: str | None = None
-    """paper_4x, paper_8x, paper_16x, paper_32x: options of the paper; those that you give with
-    another value than their default stay as you give them."""
     init: str | None = None
     """Start from this model: name of embedded weights, a folder, or a hub id. What does not fit the
     preset is named and starts anew."""
@@ -41,10 +113,8 @@ class TrainConfig:
     """Model configuration; one of regen.models.presets."""
     prediction_type: Literal["sample", "v_prediction", "epsilon"] = "sample"
     """What the decoder predicts. epsilon trains without the shortcuts of a preset."""
-    steps: int = 20000
-    """Iterations in all."""
     picture_steps: int = 10000
-    """Iterations before them, on pictures alone, of a tiny preset's picture codec."""
+    """Iterations before the others, on pictures alone, of a tiny preset's picture codec."""
     video_batch_size: int = 8
     """Videos per iteration and process."""
     image_batch_size: int = 32
@@ -64,34 +134,10 @@ class TrainConfig:
     """Frames decoded of each video: random ones, so that an iteration sees more videos."""
     other_tasks: float = 0.3
     """Share of interpolation and extrapolation at the last iteration; it grows linearly from 0."""
-    learning_rate: float = 1e-3
-    """Peak of AdamW's learning rate; the linear decoder takes a tenth of it."""
-    warmup_steps: int = 200
-    """Iterations of linear warm-up."""
-    cooldown_share: float = 0.25
-    """Last share of the iterations, over which the learning rate falls linearly to 0."""
-    weight_decay: float = 0.01
-    """AdamW's weight decay (matrices only)."""
-    ema_decay: float = 0.999
-    """Decay of the averaged weights, which are what is validated and exported."""
     noise_only_share: float = 0.5
     """Share of samples at timestep 1 (pure noise), which decide one-step quality."""
     detail_weighting: bool = True
     """Weigh each sample by the inverse of its detail, as PSNR does."""
-    mixed_precision: Literal["no", "bf16"] = "bf16"
-    """Precision of the matrix products."""
-    compile: bool = False
-    """Compile the training step: slower to start (minutes on a CPU), then faster."""
-    compile_blocks: bool = False
-    """Compile the decoder's blocks only, all at once: quick to start, and works with --shard."""
-    gradient_accumulation_steps: int = 1
-    """Batches per iteration and process. 1 process x 2 is the same as 2 processes x 1."""
-    gradient_checkpointing: bool = False
-    """Compute the blocks anew in the backward pass: less memory, more time."""
-    shard: bool = False
-    """Split weights, averages and moments among the processes (FSDP2): for large models."""
-    seed: int = 0
-    """Everything random follows from it."""
     cache: Path | None = None
     """Folder of decoded clips (about 300 KB a frame of 256 pixels); default: OUTPUT/cache. none:
     clips are decoded when they are drawn, which needs more --num-workers and no disk."""
@@ -99,37 +145,12 @@ class TrainConfig:
     """Sources that neither train nor validate, e.g. those of clips kept for an evaluation."""
     validation_sources: int = 12
     """Sources held out of training; one clip of each is measured."""
-    validate_every: int = 1000
-    """Iterations between validations."""
-    checkpoint_every: int = 500
-    """Iterations between checkpoints."""
-    keep_last: int = 2
-    """Checkpoints to keep; older ones are deleted."""
-    keep_every: int = 0
-    """Also keep the checkpoints of every so many iterations; 0: none."""
-    tracker: str = "tensorboard"
-    """Where curves go: tensorboard (OUTPUT/logs), another that accelerate knows and that is
-    installed (wandb, mlflow, ...), or none."""
-    num_workers: int = 1
-    """Processes that prepare batches."""
     max_bad_share: float = 0.05
     """Stop when more than this share of the files cannot be read, at the start or later."""
 
     @property
     def decode_once(self) -> bool:
         return str(self.cache) != "none"
-
-    def with_recipe(self) -> "TrainConfig":
-        """With the options of the recipe, where they have their default. ValueError: no such."""
-        if self.recipe is None:
-            return self
-        if self.recipe not in RECIPES:
-            raise ValueError(f"--recipe is one of {', '.join(RECIPES)}, got {self.recipe!r}")
-        defaults = {field.name: field.default for field in fields(self)}
-        options = RECIPES[self.recipe]().items()
-        return replace(
-            self, **{name: v for name, v in options if getattr(self, name) == defaults[name]}
-        )
 
     def check(self) -> None:
         """ValueError for an option out of range."""
@@ -143,46 +164,25 @@ class TrainConfig:
             for side in sides:
                 if side % 32 or side < 32:
                     raise ValueError(f"--{name} is a multiple of 32, got {side}")
-        if not self.data:
-            raise ValueError("--data takes at least one folder of clips and photos")
-        batches = ("steps", "picture_steps", "video_batch_size", "image_batch_size", "num_targets")
-        periods = ("validate_every", "checkpoint_every", "keep_last", "gradient_accumulation_steps")
-        for name in (*batches, *periods):
+        super().check()
+        batches = ("picture_steps", "video_batch_size", "image_batch_size", "num_targets")
+        for name in batches:
             self._check_range(name, 1, float("inf"))
-        counts = ("warmup_steps", "validation_sources", "num_workers", "seed", "keep_every")
-        for name in (*counts, "weight_decay", "latent_noise"):
+        for name in ("validation_sources", "latent_noise"):
             self._check_range(name, 0, float("inf"))
-        shares = ("image_share", "other_tasks", "cooldown_share", "noise_only_share")
-        for name in (*shares, "max_bad_share", "ema_decay"):
+        for name in ("image_share", "other_tasks", "noise_only_share", "max_bad_share"):
             self._check_range(name, 0, 1)
-        if not 0 < self.learning_rate < float("inf"):
-            raise ValueError(f"--learning-rate is a positive number, got {self.learning_rate}")
-        if self.seed >= 2**63:
-            raise ValueError(f"--seed has 63 bits at most, got {self.seed}")
-        if self.keep_every % self.checkpoint_every:
-            raise ValueError(
-                f"--keep-every is a multiple of --checkpoint-every {self.checkpoint_every}, "
-                f"got {self.keep_every}"
-            )
         if self.train_only == "decoder" and self.init is None:
             raise ValueError("--train-only decoder keeps the encoder of --init MODEL: give one")
-        if self.compile and self.shard:
-            raise ValueError("--compile is of one process' model: with --shard, --compile-blocks")
-
-    def _check_range(self, name: str, low: float, high: float) -> None:
-        value = getattr(self, name)
-        if not low <= value <= high:
-            expected = f"at least {low:g}" if high == float("inf") else f"from {low:g} to {high:g}"
-            raise ValueError(f"--{name.replace('_', '-')} is {expected}, got {value}")
 
 
-def run_options(config: TrainConfig, num_processes: int = 1) -> dict[str, Any]:
+def run_options(config: RunConfig, num_processes: int = 1) -> dict[str, Any]:
     """As config.json holds them, with the number of batches per iteration over all processes."""
     options: dict[str, Any] = json.loads(json.dumps(asdict(config), default=str))
     return options | {"batches_per_step": num_processes * config.gradient_accumulation_steps}
 
 
-def check_run_config(path: Path, config: TrainConfig, num_processes: int = 1) -> None:
+def check_run_config(path: Path, config: RunConfig, num_processes: int = 1) -> None:
     """ValueError where the run was started with other options than `config`.
 
     An option that did not exist then had its default. The number of processes may change if the
@@ -206,9 +206,10 @@ def check_run_config(path: Path, config: TrainConfig, num_processes: int = 1) ->
             )
 
 
-def write_run_config(path: Path, config: TrainConfig, num_processes: int = 1) -> None:
+def write_run_config(path: Path, config: RunConfig, num_processes: int = 1) -> None:
     """Keep the options that the run was started with; a file that is there stays."""
     if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_suffix(".tmp")
         temporary.write_text(json.dumps(run_options(config, num_processes), indent=2) + "\n")
         temporary.replace(path)

@@ -5,52 +5,48 @@ the same command is, on a CPU, the undisturbed run, bit for bit.
 """
 
 import time
+from collections.abc import Callable
 from contextlib import closing, nullcontext
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
 from accelerate import Accelerator
 from tqdm import tqdm
 
-from regen.data.batches import Batch, to_float
-from regen.flow import EPSILON_MAX_TIMESTEP
 from regen.training.averages import averaged_weights, gather_averages
 from regen.training.checkpoint import save_checkpoint
-from regen.training.config import TrainConfig, check_run_config, write_run_config
-from regen.training.export import export
+from regen.training.config import RunConfig, check_run_config, write_run_config
 from regen.training.loading import TimedLoader
-from regen.training.objective import draw_latent_noise, draw_timesteps
 from regen.training.optimizer import learning_rate_factor
 from regen.training.parallel import anywhere, everywhere, make_accelerator, mean, whole
 from regen.training.records import append_record, drop_records_after
-from regen.training.start import OwnBatches, Run, load_clips, start_run
+from regen.training.run import OwnBatches, Run
 from regen.training.stopping import StopSignals, failures_in_one_line, left_in_time
-from regen.training.validation import validate
 
 LOG_EVERY = 50  # iterations
 MAX_GRADIENT_NORM = 1.0
 
 
-def train(config: TrainConfig) -> None:
+def run_training(config: RunConfig, start: Callable[[Accelerator], Run]) -> None:
     """Run `config` from where its output folder stands to its last step, then write OUTPUT/model.
 
-    Ctrl-C and SIGTERM end it after the step under way, with a checkpoint; a run that is done only
-    writes its model again. Raises ValueError for options and data that cannot work, where the loss
-    is not finite, and for what fails on the way (a full disk, a process that died).
+    `start` makes the run on each of its processes. Ctrl-C and SIGTERM end it after the step under
+    way, with a checkpoint; a run that is done only writes its model again. Raises ValueError for
+    options and data that cannot work, where the loss is not finite, and for what fails on the way
+    (a full disk, a process that died).
     """
-    config = config.with_recipe()
-    config.check()
     accelerator = make_accelerator(config)
     check_run_config(config.output / "config.json", config, accelerator.num_processes)
     with left_in_time(accelerator.num_processes), failures_in_one_line():
-        _train(config, accelerator)
+        _run_training(config, accelerator, start)
 
 
-def _train(config: TrainConfig, accelerator: Accelerator) -> None:
-    with accelerator.main_process_first():
-        training_clips, validation_clips, bad_clips = load_clips(config, accelerator)
-    run = start_run(config, accelerator, training_clips, validation_clips, bad_clips)
+def _run_training(
+    config: RunConfig, accelerator: Accelerator, start: Callable[[Accelerator], Run]
+) -> None:
+    run = start(accelerator)
     if accelerator.is_main_process:
         write_run_config(config.output / "config.json", config, accelerator.num_processes)
         for name in ("validation.jsonl", "metrics.jsonl"):
@@ -62,9 +58,7 @@ def _train(config: TrainConfig, accelerator: Accelerator) -> None:
         run_steps(run)
         state = gather_averages(run.model, run.ema, keep=accelerator.is_main_process)
         if accelerator.is_main_process:
-            # A frozen encoder keeps the statistics of its latents, which others rely on.
-            batches = run.batches if config.train_only == "all" else None
-            export(run.model, state, batches, config.output / "model")
+            run.task.export(run, state, config.output / "model")
             accelerator.print(f"all {config.steps} steps done: {config.output / 'model'}")
         accelerator.wait_for_everyone()
     finally:
@@ -84,7 +78,8 @@ def run_steps(run: Run) -> None:
     with bar, StopSignals() as stop, closing(iter(loader)) as stream:
         while run.step < config.steps:
             batches = [next(stream) for _ in range(num_batches)]
-            run.bad_clips.add([line for batch in batches for line in batch["bad_clips"]])
+            if run.bad_clips is not None:
+                run.bad_clips.add([line for batch in batches for line in batch["bad_clips"]])
             losses.append(train_step(run, batches))
             run.ema.step(run.model.parameters())
             run.step += 1
@@ -135,35 +130,30 @@ def run_validation(run: Run, bar: tqdm) -> None:
     sharded model needs them all in step. In the precision of the weights; sharded, in that of the
     training.
     """
-    if not run.validation_clips:
-        return
     accelerator, output = run.accelerator, run.config.output
     is_main = accelerator.is_main_process
     precision = accelerator.autocast() if run.config.shard else nullcontext()
-    run.objective.eval()
-    sheet = output / "sheets" / f"step_{run.step:08d}.png" if is_main else None
-    clips = run.validation_clips, run.model.geometry.chunk_length, accelerator.device
+    sheet = output / "sheets" / f"step_{run.step:08d}.png"
+    run.objective.train(False)
     with precision:
-        raw = validate(run.objective.reconstruct, *clips)
+        raw = run.task.validate(run, None)
         with averaged_weights(run.model, run.ema):
-            values = validate(run.objective.reconstruct, *clips, sheet)
+            values = run.task.validate(run, sheet)
     run.objective.train()
-    values["validation/psnr_raw"] = raw["validation/psnr"]
+    if not values:
+        return
+    first = next(iter(values))
+    values[f"{first}_raw"] = raw[first]
     accelerator.log(values, step=run.step)
     if is_main:
         record = {"step": run.step, "elapsed_s": run.elapsed_s, **values}
         append_record(output / "validation.jsonl", record)
         shown = [name for name in values if name.startswith("validation/")]
-        text = ", ".join(f"{name.split('/')[1]} {values[name]:.2f}" for name in shown)
+        text = ", ".join(f"{name.split('/')[1]} {values[name]:.4g}" for name in shown)
         bar.write(f"step {run.step}: {text}")
 
 
-def step_seed(seed: int, rank: int, step: int) -> int:
-    """Seed of the noise of one step; 63 bits."""
-    return ((seed * 1000 + rank) * 10**9 + step) % 2**63
-
-
-def train_step(run: Run, batches: list[Batch]) -> float:
+def train_step(run: Run, batches: list[Any]) -> float:
     """One iteration; returns the mean loss of its batches, over all processes.
 
     Raises ValueError where loss or gradients are not finite, before they reach the weights.
@@ -177,8 +167,10 @@ def train_step(run: Run, batches: list[Batch]) -> float:
     total = torch.zeros((), device=accelerator.device)
     for index, batch in enumerate(batches):
         is_last = index == len(batches) - 1  # until then each process keeps its own sum
-        with nullcontext() if is_last else accelerator.no_sync(run.wrapped):
-            loss = batch_loss(run, batch, run.rank_of(index)) / len(batches)
+        is_counted = not (config.compile or config.compile_blocks)  # what is compiled is not seen
+        counted = run.monitor.step(shapes_of(batch)) if is_counted else nullcontext()
+        with nullcontext() if is_last else accelerator.no_sync(run.wrapped), counted:
+            loss = run.task.batch_loss(run, batch, run.rank_of(index)) / len(batches)
             accelerator.backward(loss)
         total += loss.detach()
     value = mean(total, accelerator)
@@ -194,24 +186,8 @@ def train_step(run: Run, batches: list[Batch]) -> float:
     return value
 
 
-def batch_loss(run: Run, batch: Batch, rank: int) -> torch.Tensor:
-    """Mean loss of a batch; its noise is that of `rank` and the run's step."""
-    config, device = run.config, run.accelerator.device
-    chunk, target, frame_times = batch["chunk"], batch["target"], batch["frame_times"]
-    assert isinstance(chunk, torch.Tensor) and isinstance(target, torch.Tensor)
-    assert isinstance(frame_times, torch.Tensor)
-    chunk, target = to_float(chunk).to(device), to_float(target).to(device)
-    generator = torch.Generator().manual_seed(step_seed(config.seed, rank, run.step))
-    noise = torch.randn(target.shape, generator=generator).to(device)
-    # Choice: noise prediction does not train at t = 1. It cannot be sampled from there.
-    latest = EPSILON_MAX_TIMESTEP if config.prediction_type == "epsilon" else 1.0
-    timestep = draw_timesteps(len(target), config.noise_only_share, generator, latest).to(device)
-    latent_noise = None
-    if config.latent_noise:
-        latent_noise = draw_latent_noise(chunk, run.model.config["latent_channels"], generator)
-        latent_noise = (config.latent_noise * latent_noise).to(device)
-    with run.accelerator.autocast():
-        losses = run.wrapped(chunk, target, frame_times.to(device), noise, timestep, latent_noise)
-    run.monitor.add(str(batch["task"]), losses, timestep, latest)
-    loss: torch.Tensor = losses.mean()
-    return loss
+def shapes_of(batch: dict[str, Any]) -> frozenset[tuple[str, torch.Size]]:
+    """What the FLOPs of a step depend on."""
+    return frozenset(
+        (name, value.shape) for name, value in batch.items() if isinstance(value, torch.Tensor)
+    )

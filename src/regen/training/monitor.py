@@ -1,30 +1,49 @@
-"""What a run tells between two lines of its curves: losses by task and timestep, clips a second."""
+"""What a run tells between two lines of its curves: losses by task and timestep, and its speed."""
 
 import time
+from collections.abc import Hashable, Iterator
+from contextlib import contextmanager
 
 import torch
 from accelerate import Accelerator
 
-TASKS = ("image", "reconstruction", "interpolation", "extrapolation")
+from regen.training.flops import CountedFlops, matmul_peak
+
 NUM_BINS = 4  # of the timesteps below the last one, where one-step decoding starts
 
 
 class Monitor:
     """Sums over the steps since the last `report`, on the run's device, so that nothing waits."""
 
-    def __init__(self, accelerator: Accelerator) -> None:
-        self._accelerator = accelerator
+    def __init__(self, accelerator: Accelerator, tasks: tuple[str, ...]) -> None:
+        self._accelerator, self._tasks = accelerator, tasks
         edges = [f"t{low / NUM_BINS:g}-{(low + 1) / NUM_BINS:g}" for low in range(NUM_BINS)]
-        self._names = [*TASKS, *edges, "t1"]
+        self._names = [*tasks, *edges, "t1"]
         self._sums = torch.zeros(2, len(self._names), device=accelerator.device)  # losses, samples
+        dtype = torch.bfloat16 if accelerator.mixed_precision == "bf16" else torch.float32
+        self._peak = matmul_peak(accelerator.device, dtype)  # FLOP/s
+        self._flops_of: dict[Hashable, int] = {}  # of a step, by the shapes of its batch
+        self._flops = 0
         self._started = time.monotonic()
         self._away_s = 0.0
+
+    @contextmanager
+    def step(self, shapes: Hashable) -> Iterator[None]:
+        """Around a step, forward and backward, on batches of `shapes`: the first of each kind is
+        counted, the others are as many FLOPs."""
+        if shapes not in self._flops_of:
+            with CountedFlops() as counted:
+                yield
+            self._flops_of[shapes] = counted.flops
+        else:
+            yield
+        self._flops += self._flops_of[shapes]
 
     def add(self, task: str, losses: torch.Tensor, timestep: torch.Tensor, latest: float) -> None:
         """The `losses` `[B]` of a batch at `timestep` `[B]`; `latest` is where one step starts."""
         bins = (timestep * NUM_BINS / latest).long().clamp(max=NUM_BINS - 1)
-        bins = torch.where(timestep >= latest, NUM_BINS, bins) + len(TASKS)
-        every = torch.cat([bins, torch.full_like(bins, TASKS.index(task))])
+        bins = torch.where(timestep >= latest, NUM_BINS, bins) + len(self._tasks)
+        every = torch.cat([bins, torch.full_like(bins, self._tasks.index(task))])
         values = torch.stack([losses.detach().float(), torch.ones_like(timestep)]).repeat(1, 2)
         self._sums.index_add_(1, every, values)
 
@@ -35,7 +54,8 @@ class Monitor:
     def report(self) -> dict[str, float]:
         """Mean losses and clips (or images) a second of all processes, which all must call this.
 
-        What did not occur is left out.
+        `speed/utilization`: FLOPs of this process over those of so much time at its device's peak
+        in matrix products. What did not occur is left out.
         """
         sums = self._accelerator.reduce(self._sums, "sum")
         losses, counts = sums.tolist()
@@ -46,7 +66,11 @@ class Monitor:
             for name, loss, count in zip(self._names, losses, counts, strict=True)
             if count
         }
-        values["speed/clips_per_s"] = sum(counts[: len(TASKS)]) / max(elapsed_s, 1e-9)
+        values["speed/clips_per_s"] = sum(counts[: len(self._tasks)]) / max(elapsed_s, 1e-9)
+        if self._flops:
+            speed = self._flops / max(elapsed_s, 1e-9)
+            values |= {"speed/tflops": speed / 1e12, "speed/utilization": speed / self._peak}
         self._sums.zero_()
+        self._flops = 0
         self._started, self._away_s = now, 0.0
         return values

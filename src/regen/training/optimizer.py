@@ -3,8 +3,7 @@
 import torch
 from torch import nn
 
-from regen.models.autoencoder import AutoencoderREGEN
-from regen.training.config import TrainConfig
+from regen.training.config import RunConfig
 
 
 def learning_rate_factor(
@@ -18,7 +17,7 @@ def learning_rate_factor(
     return min((step + 1) / max(1, warmup_steps), (num_steps - step) / cooldown, 1.0)
 
 
-def make_optimizer(model: AutoencoderREGEN, config: TrainConfig) -> torch.optim.AdamW:
+def make_optimizer(model: nn.Module, config: RunConfig) -> torch.optim.AdamW:
     """AdamW in three groups: matrices (decayed), vectors, layers that start solved.
 
     Each group carries its `scale` of the learning rate.

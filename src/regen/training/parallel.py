@@ -4,25 +4,25 @@ DDP is accelerate's; sharding is PyTorch's FSDP2, as accelerate's has no policy 
 """
 
 import os
+from collections.abc import Sequence
 from datetime import timedelta
 
 import torch
 from accelerate import Accelerator, InitProcessGroupKwargs
 from accelerate.tracking import get_available_trackers
 from accelerate.utils import ProjectConfiguration, broadcast
+from diffusers.models.modeling_utils import ModelMixin
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor
 
-from regen.models.autoencoder import AutoencoderREGEN
-from regen.training.config import TrainConfig
-from regen.training.objective import REGENObjective
+from regen.training.config import RunConfig
 
 PATIENCE = timedelta(hours=3)  # processes wait that long for the one that decodes, solves, exports
 
 
-def make_accelerator(config: TrainConfig) -> Accelerator:
+def make_accelerator(config: RunConfig) -> Accelerator:
     """This process among those of the run. Raises ValueError for a launch that cannot work."""
     num_launched = int(os.environ.get("WORLD_SIZE", 1))
     trackers = [str(getattr(one, "value", one)) for one in get_available_trackers()]
@@ -52,28 +52,38 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
 
 
 def parallelize(
-    objective: REGENObjective, config: TrainConfig, accelerator: Accelerator
+    objective: nn.Module,
+    model: ModelMixin,
+    other_forwards: tuple[str, ...],
+    config: RunConfig,
+    accelerator: Accelerator,
 ) -> nn.Module:
     """`objective` on its device, ready for the processes of the run; changes it in place.
 
-    In this order: recomputation, compilation of blocks, sharding.
+    `model` is the one within; `other_forwards` are the methods of `objective` that a validation
+    calls. In this order: recomputation, compilation of blocks, sharding.
     """
     if config.gradient_checkpointing:
-        objective.model.enable_gradient_checkpointing()
+        model.enable_gradient_checkpointing()
     if config.compile_blocks:
-        objective.model.compile_repeated_blocks(dynamic=False)
+        model.compile_repeated_blocks(dynamic=False)
     if config.shard:
-        shard(objective, accelerator, config.mixed_precision)
+        shard(objective, model._no_split_modules, accelerator, config.mixed_precision)
+        for name in other_forwards:
+            register_fsdp_forward_method(objective, name)
         return objective
     wrapped: nn.Module = accelerator.prepare_model(objective)
     return torch.compile(wrapped, dynamic=False) if config.compile else wrapped  # type: ignore
 
 
-def shard(objective: REGENObjective, accelerator: Accelerator, mixed_precision: str) -> None:
-    """FSDP2: each block, then what is left; every process keeps its part of each tensor.
+def shard(
+    objective: nn.Module, blocks: Sequence[str], accelerator: Accelerator, mixed_precision: str
+) -> None:
+    """FSDP2: each module of the classes `blocks`, then what is left.
 
-    Blocks are gathered in bfloat16 where matrix products are; gradients are summed in float32; what
-    is not in a block (the shortcuts, for one) stays float32.
+    Every process keeps its part of each tensor. Blocks are gathered in bfloat16 where matrix
+    products are; gradients are summed in float32; what is not in a block (the shortcuts, for one)
+    stays float32.
     """
     mesh = init_device_mesh(accelerator.device.type, (accelerator.num_processes,))
     of_blocks = MixedPrecisionPolicy(
@@ -82,11 +92,10 @@ def shard(objective: REGENObjective, accelerator: Accelerator, mixed_precision: 
         cast_forward_inputs=False,
     )
     for module in objective.modules():
-        if type(module).__name__ in AutoencoderREGEN._no_split_modules:
+        if type(module).__name__ in blocks:
             fully_shard(module, mesh=mesh, mp_policy=of_blocks)
     # Resharded at once, as all others: a validation changes the weights without a backward pass.
     fully_shard(objective, mesh=mesh, reshard_after_forward=True)
-    register_fsdp_forward_method(objective, "reconstruct")
 
 
 def local(tensor: torch.Tensor) -> torch.Tensor:

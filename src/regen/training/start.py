@@ -1,19 +1,16 @@
 """What a run is made of: clips, model, batches, objective, optimiser, averages; new or restored."""
 
-import copy
 import hashlib
 import json
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from diffusers.training_utils import EMAModel
-from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from regen.data.bad_clips import BadClips
-from regen.data.batches import Batch, BatchConfig, PictureBatches, TrainingBatches
+from regen.data.batches import BatchConfig, PictureBatches, TrainingBatches
 from regen.data.clips import Clip, exclude_sources, hold_out, prepare_clips
 from regen.models.autoencoder import AutoencoderREGEN
 from regen.models.loading import load_model
@@ -21,61 +18,20 @@ from regen.models.presets import PRESETS
 from regen.training.averages import make_averages
 from regen.training.checkpoint import latest_checkpoint, load_checkpoint
 from regen.training.config import TrainConfig
+from regen.training.embedder import TASKS, EmbedderTask
+from regen.training.loop import run_training
 from regen.training.monitor import Monitor
 from regen.training.objective import ObjectiveConfig, REGENObjective
 from regen.training.optimizer import make_optimizer
 from regen.training.parallel import broadcast_module, parallelize
 from regen.training.picture_stage import train_picture
+from regen.training.run import Run
 from regen.training.shortcut_init import init_shortcuts
 
 SHORTCUTS = ("shortcut.", "linear_decoder.")
 ENCODER = ("encoder.", "shortcut.")  # names of the parameters that make latents
 INIT_BATCHES = 40  # that the shortcuts are solved from
 PICTURE_BATCH_SIZE = 10
-
-
-@dataclass
-class Run:
-    """What a run is made of, and where it stands: `step` iterations done in `elapsed_s` seconds.
-
-    `wrapped` is `objective` as the launcher's processes call it, `model` is the one within.
-    """
-
-    config: TrainConfig
-    accelerator: Accelerator
-    model: AutoencoderREGEN
-    objective: REGENObjective
-    wrapped: torch.nn.Module
-    optimizer: torch.optim.Optimizer
-    ema: EMAModel
-    batches: TrainingBatches
-    validation_clips: list[Clip]
-    bad_clips: BadClips
-    monitor: Monitor
-    step: int = 0
-    elapsed_s: float = 0.0
-
-    def rank_of(self, index: int) -> int:
-        """The rank whose batch is this process' batch `index` of an iteration.
-
-        So N processes of one batch draw what one process of N batches draws.
-        """
-        return index * self.accelerator.num_processes + self.accelerator.process_index
-
-
-class OwnBatches(Dataset[Batch]):
-    """The batches of this process: item `step * n + index` is batch `index` of n of `step`."""
-
-    def __init__(self, run: Run) -> None:
-        self.of_index = []
-        for index in range(run.config.gradient_accumulation_steps):
-            batches = copy.copy(run.batches)
-            batches.rank = run.rank_of(index)
-            self.of_index.append(batches)
-
-    def __getitem__(self, item: int) -> Batch:
-        step, index = divmod(item, len(self.of_index))
-        return self.of_index[index][step]
 
 
 def load_clips(
@@ -220,16 +176,9 @@ def first_videos(model: AutoencoderREGEN, batches: TrainingBatches) -> list[torc
     return videos
 
 
-def start_run(
-    config: TrainConfig,
-    accelerator: Accelerator,
-    training_clips: list[Clip],
-    validation_clips: list[Clip],
-    bad_clips: BadClips,
-) -> Run:
+def start_run(config: TrainConfig, accelerator: Accelerator) -> Run:
     """A new run, or one restored from the newest whole checkpoint below `config.output`."""
     model = build_model(config, accelerator)
-    batches = build_batches(config, model, training_clips)
     with accelerator.main_process_first():  # renames what is damaged
         checkpoint, damaged = latest_checkpoint(config.output / "checkpoints")
     for path in damaged:
@@ -240,6 +189,10 @@ def start_run(
         modules = sorted({name.rpartition(".")[0] or name for name in new})
         some = ", ".join(modules[:20] + ["..."] * (len(modules) > 20)) or "nothing"
         accelerator.print(f"start from {config.init}; what starts anew: {some}")
+    # After what --init can have wrong: decoding the clips takes long.
+    with accelerator.main_process_first():
+        training_clips, validation_clips, bad_clips = load_clips(config, accelerator)
+    batches = build_batches(config, model, training_clips)
     if checkpoint is None and any(name.startswith(SHORTCUTS) for name in new):
         has_picture = not any(name.startswith("shortcut.picture.") for name in new)
         start_shortcuts(model, batches, config, accelerator, has_picture)
@@ -249,22 +202,31 @@ def start_run(
                 parameter.requires_grad_(False)
     settings = ObjectiveConfig(config.noise_only_share, config.detail_weighting)
     objective = REGENObjective(model, settings)
-    wrapped = parallelize(objective, config, accelerator)
+    wrapped = parallelize(objective, model, ("reconstruct",), config, accelerator)
     optimizer, ema = make_optimizer(model, config), make_averages(model, config.ema_decay)
     run = Run(
         config,
         accelerator,
+        EmbedderTask(config, objective, batches, validation_clips),
         model,
         objective,
         wrapped,
         optimizer,
         ema,
         batches,
-        validation_clips,
         bad_clips,
-        Monitor(accelerator),
+        Monitor(accelerator, TASKS),
     )
     if checkpoint is not None:
         run.step, run.elapsed_s = load_checkpoint(checkpoint, model, ema, optimizer)
         accelerator.print(f"going on at step {run.step} of {config.steps}")
     return run
+
+
+def train(config: TrainConfig) -> None:
+    """Run `config` from where its output folder stands to its last step, then write OUTPUT/model.
+
+    See `run_training`. Raises ValueError for options and data that cannot work.
+    """
+    config.check()
+    run_training(config, partial(start_run, config))

@@ -24,6 +24,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from regen.models.autoencoder import AutoencoderREGEN
+from regen.training.flops import FORMULAS
 from regen.training.objective import ObjectiveConfig, REGENObjective
 
 aten = torch.ops.aten
@@ -223,35 +224,3 @@ class FlashAttention:
         """`[B, N, heads, head_dim]` each -> the same shape."""
         heads = [tensor.to(torch.bfloat16).transpose(1, 2) for tensor in (query, key, value)]
         return aten._scaled_dot_product_flash_attention(*heads)[0].transpose(1, 2)
-
-
-def _attention_flops(query: Sequence[int], key: Sequence[int], *_: Any, **__: Any) -> int:
-    """Two products of all pairs; shapes are `[B, heads, N, head_dim]`."""
-    return 4 * math.prod(query) * key[2]
-
-
-def _attention_backward_flops(
-    _: Any, query: Sequence[int], key: Sequence[int], *__: Any, **___: Any
-) -> int:
-    """Five products: the scores again, and four gradients."""
-    return 10 * math.prod(query) * key[2]
-
-
-def _convolution_backward_flops(
-    gradient: Sequence[int],
-    _: Any,
-    weight: Sequence[int],
-    *rest: Any,
-    **__: Any,
-) -> int:
-    """As much as the forward pass for each gradient; right for groups, unlike the library's."""
-    output_mask = rest[7]
-    products = math.prod(weight) * gradient[0] * math.prod(gradient[2:])
-    return 2 * products * sum(output_mask[:2])
-
-
-FORMULAS = {
-    aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops,
-    aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward_flops,
-    aten.convolution_backward: _convolution_backward_flops,
-}

@@ -1,0 +1,291 @@
+"""`regen cache`: a data set -> latent shards, on one machine or, with Ray Data, on many.
+
+Decoding runs in tasks, encoding in actors that hold the models; Ray Data streams between them,
+holds back what is ahead, and runs again what a lost worker had. The clips come back in the order of
+the data set, and this process writes the shards: which clip is in which follows from the inputs
+alone, so whatever dies, the shards are the same. A finished shard is kept: the same command again
+goes on.
+"""
+
+import hashlib
+import json
+from collections.abc import Generator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from regen.cache.encoding import ClipEncoder, ClipOptions, Row, decode, job, unpack
+from regen.cache.shards import (
+    DATASET_FILE,
+    CacheStorage,
+    read_dataset_file,
+    read_description,
+    shard_path,
+    write_dataset_file,
+    write_shard,
+)
+from regen.cache.statistics import Moments
+from regen.data import places
+from regen.data.bad_clips import BadClips
+from regen.data.finding import find_items
+from regen.data.items import Item
+from regen.models.loading import DEFAULT_MODEL, load_model
+from regen.text import TextEncoder
+
+BAD_LIST = "bad_clips.txt"
+CLIPS_PER_BLOCK = 4  # that Ray hands on together
+CLIPS_PER_ROUND = 65_536  # that Ray is told of at once
+OBJECT_STORE_BYTES = 2**30  # of a Ray that this process starts
+
+
+@dataclass(frozen=True)
+class CacheOptions:
+    """`num_workers` encode (None: one for each GPU, else for each 2 cores); 0: no Ray, all in this
+    process. `address`: of a Ray cluster, "auto" for the one of this machine; None starts one here.
+    """
+
+    model: str = DEFAULT_MODEL
+    text_encoder: str | None = None
+    storage: CacheStorage = "bfloat16"
+    clips: ClipOptions = field(default_factory=ClipOptions)
+    shard_clips: int = 1000
+    max_bad_share: float = 0.05
+    device: str = "cpu"
+    num_workers: int | None = None
+    address: str | None = None
+
+
+@dataclass(frozen=True)
+class CacheReport:
+    """What stands in the folder; `num_kept` shards were finished before."""
+
+    num_clips: int
+    num_shards: int
+    num_kept: int
+    num_bytes: int
+    bad: list[str]
+
+
+def build_cache(data: Sequence[str], output: str | Path, options: CacheOptions) -> CacheReport:
+    """Encode what `data` names into latent shards and `dataset.json` in `output`.
+
+    Raises ValueError for inputs that are none, for more bad clips than `max_bad_share`, and where
+    `output` holds a cache of something else.
+    """
+    if places.is_url(str(output)):
+        raise ValueError(f"{output}: a cache is written to a local folder; copy it from there")
+    if (options.clips.height is None) != (options.clips.width is None):
+        raise ValueError("--height and --width are given together, or neither")
+    output = Path(output)
+    if output.is_file():
+        raise ValueError(f"{output} is a file; expected a folder for the cache")
+    output.mkdir(parents=True, exist_ok=True)
+    items = find_items(data, output)
+    origin = _origin(options)
+    size = options.shard_clips
+    groups = [items[start : start + size] for start in range(0, len(items), size)]
+    hashes = [_inputs(group, origin, options.clips) for group in groups]
+    known = {shard_path(output, number) for number in range(len(groups))}
+    if strange := sorted(set(output.glob("*.safetensors")) - known):
+        raise _other_inputs(strange[0])
+    done = [_finished(shard_path(output, n), inputs) for n, inputs in enumerate(hashes)]
+    num_kept = len(groups) - done.count(None)
+    missing = [number for number, description in enumerate(done) if description is None]
+    if missing:
+        (output / DATASET_FILE).unlink(missing_ok=True)
+    bad = BadClips(output / BAD_LIST, len(items), options.max_bad_share)
+    bad.start([line for one in done if one is not None for line in one["bad"]])
+    jobs = [job(item, options.clips) for number in missing for item in groups[number]]
+    encoded = _encode(jobs, options)
+    try:
+        with tqdm(total=len(items), initial=len(items) - len(jobs), unit="clip") as bar:
+            for number in missing:
+                clips, lines = [], []
+                for _ in groups[number]:
+                    row = next(encoded)
+                    if row["error"]:
+                        lines.append(row["error"])
+                        bad.add([row["error"]])
+                    else:
+                        clips.append(unpack(row))
+                    bar.update()
+                done[number] = write_shard(
+                    shard_path(output, number), clips, lines, _space(origin), hashes[number]
+                )
+    finally:
+        encoded.close()
+    return _finish(output, [one for one in done if one is not None], num_kept, origin, options)
+
+
+def recompute_statistics(folder: str | Path) -> Moments:
+    """Merge the statistics of all shards of a cache and write them into its `dataset.json`.
+
+    For folders that were put together from several. Raises ValueError where it is no cache, a
+    shard is damaged, or shards are of different encoders.
+    """
+    folder = Path(folder)
+    fields = read_dataset_file(folder)
+    moments, shards = Moments(), []
+    for path in sorted(folder.glob("*.safetensors")):
+        description = read_description(path)
+        if description is None:
+            raise ValueError(f"{path} is damaged, or no latent shard")
+        if description["space"] != _space(fields):
+            raise ValueError(f"{path} is of another encoder than {folder / DATASET_FILE} says")
+        moments.merge(Moments.from_dict(description["moments"]))
+        shards.append({"file": path.name, "num_clips": len(description["clips"])})
+    fields |= _statistics(moments)
+    fields |= {"shards": shards, "num_clips": sum(one["num_clips"] for one in shards)}
+    write_dataset_file(folder, fields)
+    return moments
+
+
+def _statistics(moments: Moments) -> dict[str, Any]:
+    return {
+        "latents_mean": moments.mean.tolist(),
+        "latents_std": moments.std.tolist(),
+        "latents_count": moments.count.tolist(),
+    }
+
+
+def _origin(options: CacheOptions) -> dict[str, Any]:
+    """What decides on the latents of a clip, besides the clip; ValueError for a model that is none.
+    Loads both models: a mistake is found before any worker starts."""
+    model = load_model(options.model)
+    text = TextEncoder.from_pretrained(options.text_encoder)
+    return {
+        "model": options.model,
+        "encoder_id": model.encoder_id(),
+        "temporal_compression_ratio": model.temporal_compression_ratio,
+        "spatial_compression_ratio": model.spatial_compression_ratio,
+        "storage": options.storage,
+        "text_encoder": text.name,
+        "text_encoder_id": text.encoder_id(),
+        "text_dim": text.dim,
+        "text_max_length": text.max_length,
+    }
+
+
+def _space(origin: dict[str, Any]) -> dict[str, Any]:
+    """What shards of one data set have in common."""
+    return {name: origin[name] for name in ("encoder_id", "storage", "text_encoder_id")}
+
+
+def _inputs(group: list[Item], origin: dict[str, Any], clips: ClipOptions) -> str:
+    rows = [[one.name, one.source, one.caption, one.size, one.mark] for one in group]
+    fields = [_space(origin), asdict(clips), rows]
+    return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
+
+
+def _finished(path: Path, inputs: str) -> dict[str, Any] | None:
+    if not path.exists():
+        return None
+    description = read_description(path)
+    if description is not None and description["inputs"] != inputs:
+        raise _other_inputs(path)
+    return description
+
+
+def _other_inputs(path: Path) -> ValueError:
+    return ValueError(
+        f"{path} is of other clips, another model or other options: give the same to go on, or "
+        "another folder"
+    )
+
+
+def _finish(
+    output: Path,
+    shards: list[dict[str, Any]],
+    num_kept: int,
+    origin: dict[str, Any],
+    options: CacheOptions,
+) -> CacheReport:
+    moments = Moments()
+    for shard in shards:
+        moments.merge(Moments.from_dict(shard["moments"]))
+    num_clips = sum(len(shard["clips"]) for shard in shards)
+    if not num_clips:
+        raise ValueError(f"no clip could be cached; the reasons are in {output / BAD_LIST}")
+    rows = [
+        {"file": shard_path(output, number).name, "num_clips": len(shard["clips"])}
+        for number, shard in enumerate(shards)
+    ]
+    fields = {**origin, **asdict(options.clips), "num_clips": num_clips, **_statistics(moments)}
+    write_dataset_file(output, {**fields, "shards": rows})
+    return CacheReport(
+        num_clips=num_clips,
+        num_shards=len(shards),
+        num_kept=num_kept,
+        num_bytes=sum((output / row["file"]).stat().st_size for row in rows),
+        bad=[line for shard in shards for line in shard["bad"]],
+    )
+
+
+# --- who encodes ---
+
+
+def _encode(jobs: list[Row], options: CacheOptions) -> Generator[Any]:
+    """What `ClipEncoder` makes of each job, in their order."""
+    if not jobs:
+        return
+    models = (options.model, options.text_encoder, options.storage, options.device)
+    if options.num_workers == 0:
+        encoder = ClipEncoder(*models)
+        for one in jobs:
+            yield encoder(decode(one))
+        return
+    yield from _encode_with_ray(jobs, models, options)
+
+
+def _encode_with_ray(
+    jobs: list[Row], models: tuple[Any, ...], options: CacheOptions
+) -> Generator[Row]:
+    try:
+        import ray
+        import ray.data
+    except ImportError:
+        raise ValueError(
+            "regen cache needs Ray: pip install 'regen-video[cache]'; or --num-workers 0, which "
+            "encodes in this process alone"
+        ) from None
+    num_gpus = 1 if options.device == "cuda" else 0
+    num_workers = options.num_workers or default_workers(options.device)
+    if options.address is None:
+        ray.init(
+            num_cpus=2 * num_workers,  # as many decode as encode; Ray starts no more than these
+            num_gpus=num_workers if num_gpus else 0,
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level="error",
+            object_store_memory=OBJECT_STORE_BYTES,
+        )
+    else:
+        ray.init(address=options.address, log_to_driver=False)
+    try:
+        context = ray.data.DataContext.get_current()
+        context.execution_options.preserve_order = True
+        context.enable_progress_bars = False
+        for start in range(0, len(jobs), CLIPS_PER_ROUND):
+            some = jobs[start : start + CLIPS_PER_ROUND]
+            num_blocks = -(-len(some) // CLIPS_PER_BLOCK)
+            clips = ray.data.from_items(some, override_num_blocks=num_blocks)
+            encoded = clips.map(decode, num_cpus=1).map(
+                ClipEncoder,
+                fn_constructor_args=(*models, None if num_gpus else 1),
+                compute=ray.data.ActorPoolStrategy(size=num_workers),
+                num_cpus=1,
+                num_gpus=num_gpus or None,
+            )
+            yield from encoded.iter_rows()
+    finally:
+        ray.shutdown()
+
+
+def default_workers(device: str) -> int:
+    """One for each GPU, else one for each two cores."""
+    if device == "cuda":
+        return max(1, torch.cuda.device_count())
+    return max(1, (torch.multiprocessing.cpu_count() or 2) // 2)

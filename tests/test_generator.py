@@ -1,0 +1,266 @@
+"""Properties of regen train-generator: its batches, its loss, resuming, learning, mistakes."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from accelerate.state import AcceleratorState
+from PIL import Image
+from safetensors.torch import load_file
+from small_generator import (
+    SMALL_TRANSFORMER,
+    config_of,
+    make_transformer,
+    save_text_encoder,
+    write_cache,
+)
+
+from regen.cli import main
+from regen.models.generator_presets import GENERATOR_PRESETS
+from regen.pipeline import load_pipeline
+from regen.training import loop
+from regen.training.generator import (
+    GeneratorObjective,
+    draw_generator_timesteps,
+    train_generator,
+)
+from regen.training.latent_batches import LatentBatchConfig, LatentBatches, LatentClips
+
+BATCHES = LatentBatchConfig(
+    seed=0,
+    image_steps=3,
+    image_share=0.3,
+    image_batch_size=5,
+    video_batch_size=3,
+    num_chunks=1,
+    caption_dropout=0.5,
+    given_share=0.5,
+)
+NULL = torch.full((2, 24), 7.0)
+
+
+@pytest.fixture(autouse=True)
+def preset(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(GENERATOR_PRESETS, "test", lambda: dict(SMALL_TRANSFORMER))
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@pytest.fixture(scope="module")
+def cache(small_model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("latents")
+    text = save_text_encoder(folder / "text")
+    return write_cache(folder / "cache", small_model_folder, text)
+
+
+def test_batches_are_a_function_of_seed_rank_and_step(cache: Path) -> None:
+    clips = LatentClips([str(cache)])
+    batches = LatentBatches(clips, range(24), NULL, BATCHES)
+    again = LatentBatches(LatentClips([str(cache)]), range(24), NULL, BATCHES)
+    for step in (0, 5, 6):
+        assert torch.equal(batches[step]["latents"], again[step]["latents"])
+    again.rank = 1
+    assert not torch.equal(batches[5]["latents"], again[5]["latents"])
+    assert [batches[s]["task"] for s in range(40)] == [again[s]["task"] for s in range(40)]
+
+
+def test_images_first_then_both(cache: Path) -> None:
+    batches = LatentBatches(LatentClips([str(cache)]), range(24), NULL, BATCHES)
+    assert all(batches.is_image(step) for step in range(3))
+    share = np.mean([batches.is_image(step) for step in range(3, 2003)])
+    assert 0.26 < share < 0.34
+    image, video = batches[0], next(batches[s] for s in range(3, 99) if not batches.is_image(s))
+    assert image["latents"].shape == (5, 8, 1, 4, 4) and not image["num_given"].any()
+    assert video["latents"].shape == (3, 8, 2, 4, 4)  # one chunk of two
+
+
+def test_captions_are_dropped_and_frames_given(cache: Path) -> None:
+    config = replace(BATCHES, video_batch_size=400, image_steps=0, image_share=0.0, num_chunks=2)
+    batch = LatentBatches(LatentClips([str(cache)]), range(24), NULL, config)[0]
+    dropped = (batch["prompt_embeds"][:, 0] == 7).all(1)
+    assert 0.4 < dropped.float().mean() < 0.6
+    assert batch["prompt_mask"][dropped].sum(1).eq(2).all()
+    counts = batch["num_given"].bincount(minlength=3) / 400
+    assert counts.tolist() == pytest.approx([0.5, 0.25, 0.25], abs=0.08)
+
+
+def test_captions_stay_with_their_latents(cache: Path) -> None:
+    config = replace(BATCHES, caption_dropout=0.0, image_batch_size=50)
+    batch = LatentBatches(LatentClips([str(cache)]), range(24), NULL, config)[0]
+    level, length = batch["latents"].mean((1, 2, 3, 4)), batch["prompt_mask"].sum(1)
+    # "a blue box" (5 tokens with the frame) is at 1, "a red ball rolls left" (7) at -1.
+    assert set(zip(level.sign().int().tolist(), length.tolist(), strict=True)) == {(1, 5), (-1, 7)}
+
+
+def test_whole_sources_are_held_out(cache: Path) -> None:
+    clips = LatentClips([str(cache)])
+    clips.sources = [f"{index // 2}" for index in range(24)]
+    training, held_out = clips.hold_out(5, seed=0)
+    assert len(held_out) == 1  # a tenth at most
+    names = {clips.sources[index] for index in held_out}
+    assert len(training) == 22 and not names & {clips.sources[index] for index in training}
+
+
+def test_caches_of_different_models(cache: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    other.mkdir()
+    for file in cache.iterdir():
+        (other / file.name).write_bytes(file.read_bytes())
+    assert len(LatentClips([str(cache), str(other)])) == 48
+    fields = json.loads((other / "dataset.json").read_text())
+    (other / "dataset.json").write_text(json.dumps(fields | {"encoder_id": "another"}))
+    with pytest.raises(ValueError, match="differ in their encoder_id"):
+        LatentClips([str(cache), str(other)])
+
+
+def test_timesteps_are_logit_normal_and_shifted() -> None:
+    generator = torch.Generator().manual_seed(0)
+    plain = draw_generator_timesteps(20000, 0.5, 0.8, 1.0, generator)
+    logits = torch.logit(plain)
+    assert abs(logits.mean() - 0.5) < 0.02 and abs(logits.std() - 0.8) < 0.02
+    shifted = draw_generator_timesteps(20000, 0.5, 0.8, 3.0, torch.Generator().manual_seed(0))
+    torch.testing.assert_close(shifted, 3 * plain[: len(shifted)] / (1 + 2 * plain), atol=1, rtol=0)
+    assert shifted.mean() > plain.mean() + 0.1
+
+
+def test_given_frames_are_clean_and_carry_no_loss() -> None:
+    model = make_transformer()
+    objective, generator = GeneratorObjective(model), torch.Generator().manual_seed(0)
+    latents = torch.randn(2, 8, 4, 4, 5, generator=generator)
+    noise = torch.randn(latents.shape, generator=generator)
+    text, mask = torch.randn(2, 3, 24, generator=generator), torch.ones(2, 3, dtype=torch.bool)
+    timestep, given = torch.tensor([0.4, 0.9]), torch.tensor([0, 2])
+    losses = objective(latents, noise, timestep, given, text, mask)
+    noise[1, :, :2] += 5  # of what is given: not used
+    torch.testing.assert_close(objective(latents, noise, timestep, given, text, mask), losses)
+    noise[0, :, :2] += 5
+    assert objective(latents, noise, timestep, given, text, mask)[0] > losses[0] + 1
+
+
+def test_a_perfect_model_has_no_loss() -> None:
+    """x = 0: eps - x is x_t / t."""
+
+    class Perfect(torch.nn.Module):
+        def forward(self, noisy, text, times, mask, return_dict):
+            return (noisy / times[:, None, :, None, None],)
+
+    noise = torch.randn(3, 8, 2, 4, 4, generator=torch.Generator().manual_seed(0))
+    arguments = (torch.tensor([0.1, 0.5, 1.0]), torch.zeros(3, dtype=torch.long), None, None)
+    losses = GeneratorObjective(Perfect())(torch.zeros_like(noise), noise, *arguments)
+    assert losses.max() < 1e-10
+
+
+def weights(output: Path, step: int) -> dict[str, torch.Tensor]:
+    return load_file(output / "checkpoints" / f"step_{step:08d}.safetensors")
+
+
+def test_a_stopped_run_goes_on_bit_for_bit(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = config_of(cache, tmp_path / "whole", validate_every=2)
+    train_generator(whole)
+    train_step = loop.train_step
+
+    def stopped(run, batches):
+        if run.step == 2:
+            raise KeyboardInterrupt
+        return train_step(run, batches)
+
+    config = config_of(cache, tmp_path / "parts", validate_every=2, checkpoint_every=2)
+    monkeypatch.setattr(loop, "train_step", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        train_generator(config)
+    monkeypatch.setattr(loop, "train_step", train_step)
+    train_generator(config)
+    first, second = weights(whole.output, 4), weights(config.output, 4)
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    records = [
+        [json.loads(line) for line in (config.output / name).read_text().splitlines()]
+        for name in ("metrics.jsonl", "validation.jsonl")
+    ]
+    assert [record["step"] for record in records[0]] == [1, 2, 3, 4]
+    assert {"validation/loss_image", "validation/loss_video"} <= set(records[1][-1])
+
+
+def test_the_model_is_a_pipeline_and_sheets_are_pictures(cache: Path, tmp_path: Path) -> None:
+    prompts = ("a red ball", "a blue box rolls left")
+    config = config_of(cache, tmp_path / "run", prompts=prompts, steps=2, patch_size=1)
+    train_generator(config)
+    sheet = Image.open(config.output / "sheets" / "step_00000002.png")
+    assert sheet.size == (5 * 32, 2 * 32)
+    pipeline = load_pipeline(str(config.output / "model"))
+    pipeline.set_progress_bar_config(disable=True)
+    assert pipeline.transformer.config.patch_size == 1
+    video = pipeline("a red ball", num_inference_steps=2, output_type="np").frames
+    assert video.shape == (1, 18, 32, 32, 3)
+    train_generator(config)  # done: writes the model again
+    assert not list(config.output.glob(".model*"))
+
+
+@pytest.mark.slow
+def test_it_learns_what_captions_say(cache: Path, tmp_path: Path) -> None:
+    """Latents at 1 for one caption, at -1 for the other; a model that ignores them is at 0."""
+    config = config_of(
+        cache,
+        tmp_path / "run",
+        steps=150,
+        image_batch_size=16,
+        video_batch_size=16,
+        learning_rate=3e-3,
+        ema_decay=0.9,
+        prompts=("a blue box",),
+    )
+    train_generator(config)
+    pipeline = load_pipeline(str(config.output / "model"))
+    pipeline.set_progress_bar_config(disable=True)
+    for prompt, level in (("a red ball rolls left", -1), ("a blue box", 1)):
+        latents = pipeline(
+            [prompt] * 4,
+            guidance_scale=1,
+            num_inference_steps=10,
+            generator=torch.Generator().manual_seed(0),
+            output_type="latent",
+        ).frames
+        means = latents.mean((1, 2, 3, 4)) * level
+        assert means.min() > 0.5, prompt
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"preset": "huge"}, "--preset is one of t2v_tiny"),
+        ({"data": ()}, "--data takes at least one folder"),
+        ({"steps": 0}, "--steps is at least 1"),
+        ({"patch_size": 0}, "--patch-size is at least 1"),
+        ({"image_share": 1.5}, "--image-share is from 0 to 1"),
+        ({"caption_dropout": -0.1}, "--caption-dropout is from 0 to 1"),
+        ({"timestep_shift": 0.0}, "--timestep-shift is a positive number"),
+        ({"logit_mean": float("nan")}, "--logit-mean is from -10 to 10"),
+        ({"data": ("missing",)}, r"missing holds no dataset\.json"),
+        ({"embedder": "tiny-8x8x8"}, "give the one that made them as --embedder"),
+        ({"text_encoder": "missing/"}, "no text encoder missing/"),
+    ],
+)
+def test_bad_options_are_one_line(cache: Path, tmp_path: Path, options: dict, words: str) -> None:
+    config = replace(config_of(cache, tmp_path / "run"), **options)
+    with pytest.raises(ValueError, match=words) as caught:
+        train_generator(config)
+    assert "\n" not in str(caught.value)
+
+
+def test_command(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture
+) -> None:
+    words = f"train-generator --data {cache} --output {tmp_path / 'run'} --preset test --steps 1"
+    words += " --tracker none --num-workers 0 --num-inference-steps 1"
+    monkeypatch.setattr("sys.argv", ["regen", *words.split()])
+    main()
+    assert "all 1 steps done" in capfd.readouterr().out
+    monkeypatch.setattr("sys.argv", ["regen", *words.split(), "--patch-size", "1"])
+    with pytest.raises(SystemExit):
+        main()
+    assert "was started with patch_size = 2, now it is 1" in capfd.readouterr().err

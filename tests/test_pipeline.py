@@ -1,0 +1,322 @@
+"""Properties of regen.pipeline and regen.generation: results, what is given, bad requests."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from diffusers import (
+    DDIMScheduler,
+    DPMSolverMultistepScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    FlowMatchHeunDiscreteScheduler,
+)
+from PIL import Image
+from small_generator import make_pipeline
+
+from regen.cli import main
+from regen.generation import Request, generate_file
+from regen.pipeline import RegenTextToVideoPipeline, load_pipeline
+from regen.video import VideoWriter, open_video, read_frames
+
+SEED = 3
+
+
+@pytest.fixture(scope="module")
+def pipeline() -> RegenTextToVideoPipeline:
+    return make_pipeline()
+
+
+@pytest.fixture(scope="module")
+def folder(pipeline: RegenTextToVideoPipeline, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("pipeline")
+    pipeline.save_pretrained(path)
+    return path
+
+
+def run(pipeline: RegenTextToVideoPipeline, prompt: Any = "a red ball", **options: Any) -> Any:
+    settings = {
+        "num_inference_steps": 2,
+        "generator": torch.Generator().manual_seed(SEED),
+        "output_type": "pt",
+    }
+    return pipeline(prompt, **(settings | options)).frames
+
+
+def test_the_usual_size_is_that_of_the_training(pipeline: RegenTextToVideoPipeline) -> None:
+    assert run(pipeline).shape == (1, 18, 3, 32, 40)
+
+
+@pytest.mark.parametrize("num_frames", [1, 9, 10, 12])
+def test_any_size_and_length(pipeline: RegenTextToVideoPipeline, num_frames: int) -> None:
+    video = run(pipeline, height=21, width=10, num_frames=num_frames)
+    assert video.shape == (1, num_frames, 3, 21, 10)
+    assert video.min() >= 0 and video.max() <= 1
+
+
+def test_output_types(pipeline: RegenTextToVideoPipeline) -> None:
+    video = run(pipeline, num_frames=9)
+    array = run(pipeline, num_frames=9, output_type="np")
+    np.testing.assert_array_equal(array, video.permute(0, 1, 3, 4, 2).numpy())
+    pictures = run(pipeline, num_frames=9, output_type="pil")
+    assert len(pictures[0]) == 9 and pictures[0][0].size == (40, 32)
+    latents = run(pipeline, num_frames=9, output_type="latent")
+    assert latents.shape == (1, 8, 2, 4, 5)
+    assert torch.equal(run(pipeline, num_frames=9, return_dict=True), video)
+
+
+def test_same_seed_same_video_and_save_and_load(
+    pipeline: RegenTextToVideoPipeline, folder: Path
+) -> None:
+    video = run(pipeline, num_frames=9)
+    assert torch.equal(run(pipeline, num_frames=9), video)
+    assert torch.equal(run(load_pipeline(str(folder)), num_frames=9), video)
+    other = run(pipeline, num_frames=9, generator=torch.Generator().manual_seed(SEED + 1))
+    assert not torch.equal(other, video)
+
+
+def test_the_prompts_count(pipeline: RegenTextToVideoPipeline) -> None:
+    latents = {"num_frames": 9, "output_type": "latent"}
+    plain = run(pipeline, **latents)
+    assert not torch.equal(run(pipeline, "a blue box", **latents), plain)
+    assert not torch.equal(run(pipeline, negative_prompt="a blue box", **latents), plain)
+    unguided = run(pipeline, guidance_scale=1, **latents)
+    ignored = run(pipeline, guidance_scale=1, negative_prompt="a blue box", **latents)
+    assert torch.equal(unguided, ignored) and not torch.equal(unguided, plain)
+
+
+def test_guidance_is_that_of_the_formula(pipeline: RegenTextToVideoPipeline) -> None:
+    """One step: the latents are noise less the velocity, which guidance extrapolates."""
+    noise = torch.randn(1, 8, 2, 4, 5, generator=torch.Generator().manual_seed(0))
+    options = {
+        "latents": noise,
+        "num_frames": 9,
+        "num_inference_steps": 1,
+        "output_type": "latent",
+    }
+    with_text = run(pipeline, guidance_scale=1, **options)
+    without = run(pipeline, "", guidance_scale=1, **options)
+    guided = run(pipeline, guidance_scale=3.5, **options)
+    torch.testing.assert_close(guided, without + 3.5 * (with_text - without), rtol=0, atol=1e-5)
+
+
+def test_a_batch_is_its_videos(pipeline: RegenTextToVideoPipeline) -> None:
+    prompts = ["a red ball rolls left", "a box"]
+    generators = [torch.Generator().manual_seed(seed) for seed in (SEED, SEED + 1)]
+    both = run(pipeline, prompts, num_frames=9, generator=generators, output_type="latent")
+    for index, prompt in enumerate(prompts):
+        seed = torch.Generator().manual_seed(SEED + index)
+        alone = run(pipeline, prompt, num_frames=9, generator=seed, output_type="latent")
+        torch.testing.assert_close(both[index], alone[0], rtol=0, atol=1e-4)
+    several = run(pipeline, num_frames=9, num_videos_per_prompt=2, output_type="latent")
+    assert several.shape[0] == 2 and not torch.equal(several[0], several[1])
+
+
+def test_embeddings_instead_of_prompts(pipeline: RegenTextToVideoPipeline) -> None:
+    embeds, mask = pipeline.encode_prompt("a red ball")
+    video = run(pipeline, None, prompt_embeds=embeds, prompt_attention_mask=mask, num_frames=9)
+    assert torch.equal(video, run(pipeline, num_frames=9))
+
+
+def test_image_to_video(pipeline: RegenTextToVideoPipeline) -> None:
+    picture = np.random.default_rng(0).integers(0, 256, (32, 40, 3), dtype=np.uint8)
+    pixels = torch.from_numpy(picture).permute(2, 0, 1)[None, :, None] / 127.5 - 1
+    content = pipeline.vae.encode(pixels).latents
+    options = {"num_frames": 9, "output_type": "latent"}
+    latents = run(pipeline, image=picture, **options)
+    torch.testing.assert_close(latents[:, :, :1], content)
+    assert torch.equal(run(pipeline, image=Image.fromarray(picture), **options), latents)
+    other = run(pipeline, image=255 - picture, **options)
+    assert not torch.equal(other[:, :, 1], latents[:, :, 1])  # the motion goes by the image
+    assert run(pipeline, image=picture, num_frames=1).shape == (1, 1, 3, 32, 40)
+
+
+def test_going_on_from_a_video(pipeline: RegenTextToVideoPipeline) -> None:
+    video = np.random.default_rng(0).random((12, 32, 40, 3), dtype=np.float32)
+    after = run(pipeline, video=video, num_frames=10)
+    assert after.shape == (1, 10, 3, 32, 40)
+    assert torch.equal(run(pipeline, video=video[-9:], num_frames=10), after)  # the last chunk
+    assert not torch.equal(run(pipeline, video=video[:9], num_frames=10), after)
+
+
+def test_pictures_are_scaled_to_cover_and_cropped(pipeline: RegenTextToVideoPipeline) -> None:
+    wide = np.zeros((32, 80, 3), dtype=np.uint8)
+    wide[:, 20:60] = 200
+    plain = np.full((32, 40, 3), 200, dtype=np.uint8)
+    options = {"num_frames": 1, "output_type": "latent"}
+    assert torch.equal(run(pipeline, image=wide, **options), run(pipeline, image=plain, **options))
+
+
+def test_callback_sees_and_changes_latents(pipeline: RegenTextToVideoPipeline) -> None:
+    seen: list[tuple[int, float]] = []
+
+    def callback(_: Any, index: int, timestep: torch.Tensor, tensors: dict) -> dict:
+        seen.append((index, float(timestep)))
+        assert set(tensors) == {"latents"}
+        return {"latents": torch.zeros_like(tensors["latents"])} if index == 2 else {}
+
+    latents = run(
+        pipeline,
+        num_inference_steps=3,
+        callback_on_step_end=callback,
+        num_frames=9,
+        output_type="latent",
+    )
+    assert [index for index, _ in seen] == [0, 1, 2] and seen[0][1] == 1000
+    assert not latents.any()
+
+
+def test_other_schedulers(pipeline: RegenTextToVideoPipeline) -> None:
+    options = {"num_inference_steps": 40, "num_frames": 9, "output_type": "latent"}
+    euler = run(pipeline, **options)
+    before = pipeline.scheduler
+    try:
+        for scheduler in (
+            FlowMatchHeunDiscreteScheduler(),
+            DPMSolverMultistepScheduler(use_flow_sigmas=True, prediction_type="flow_prediction"),
+        ):
+            pipeline.scheduler = scheduler
+            other = run(pipeline, **options)
+            # The same equation, solved in other steps: 0.1 and 0.2 were measured.
+            assert (other - euler).abs().max() < 0.5
+        pipeline.scheduler = DDIMScheduler()
+        with pytest.raises(ValueError, match="DDIMScheduler is no scheduler of flow matching"):
+            run(pipeline)
+        pipeline.scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0)
+        assert not torch.equal(run(pipeline, **options), euler)
+    finally:
+        pipeline.scheduler = before
+
+
+PICTURE = np.zeros((32, 40, 3), dtype=np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"prompt": None}, "give prompt or prompt_embeds"),
+        ({"prompt_embeds": torch.zeros(1, 2, 24)}, "one of the two"),
+        ({"prompt": []}, "a text or a list of texts"),
+        ({"prompt": 3}, "a text or a list of texts, got 3"),
+        ({"prompt": None, "prompt_embeds": torch.zeros(1, 2, 5)}, r"are \[B, L, 24\]"),
+        ({"negative_prompt": ["a", "b"]}, "2 negative prompts for 1 prompts"),
+        ({"height": 0}, "height is a whole number"),
+        ({"width": 8.5}, "width is a whole number"),
+        ({"num_frames": -1}, "num_frames is a whole number"),
+        ({"num_inference_steps": 0}, "num_inference_steps is"),
+        ({"num_decoding_steps": 0}, "num_decoding_steps is"),
+        ({"num_videos_per_prompt": 0}, "num_videos_per_prompt is"),
+        ({"guidance_scale": -1}, "guidance_scale is a number, at least 0"),
+        ({"guidance_scale": float("nan")}, "guidance_scale"),
+        ({"output_type": "gif"}, "output_type is one of np, pt, pil, latent"),
+        ({"latents": torch.zeros(1, 8, 2, 4, 4)}, r"latents are \[1, 8, 4, 4, 5\]"),
+        ({"generator": [torch.Generator()] * 2}, "2 generators for 1 videos"),
+        ({"callback_on_step_end_tensor_inputs": ["noise"]}, "callback tensors are latents"),
+        ({"image": PICTURE, "video": [PICTURE] * 9}, "exclude each other"),
+        ({"video": [PICTURE] * 8}, "has 9 frames or more"),
+        ({"video": []}, "at least one picture"),
+        ({"image": np.zeros((32, 40), dtype=np.uint8)}, "image: a picture is PIL"),
+        ({"image": PICTURE.astype(np.float32) + 200}, r"in \[0, 1\], got up to 200"),
+        ({"image": "picture.png"}, "image: a picture is PIL"),
+    ],
+)
+def test_bad_requests_are_one_line(
+    pipeline: RegenTextToVideoPipeline, options: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(ValueError, match=words) as caught:
+        run(pipeline, **({"prompt": "a red ball"} | options))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_pipeline_without_a_text_encoder(pipeline: RegenTextToVideoPipeline) -> None:
+    bare = RegenTextToVideoPipeline(
+        pipeline.vae, None, None, pipeline.transformer, pipeline.scheduler
+    )
+    with pytest.raises(ValueError, match="no text encoder: give prompt_embeds"):
+        run(bare)
+
+
+def test_folders_that_are_no_pipeline(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no text-to-video model"):
+        load_pipeline(str(tmp_path / "missing"))
+    with pytest.raises(ValueError, match=r"holds no model_index\.json"):
+        load_pipeline(str(tmp_path))
+    (tmp_path / "model_index.json").write_text('{"_class_name": "FluxPipeline"}')
+    with pytest.raises(ValueError, match="of a pipeline FluxPipeline"):
+        load_pipeline(str(tmp_path))
+    (tmp_path / "model_index.json").write_bytes((folder / "model_index.json").read_bytes())
+    with pytest.raises(ValueError, match="cannot load text-to-video model") as caught:
+        load_pipeline(str(tmp_path))
+    assert "\n" not in str(caught.value)
+
+
+def test_generate_to_a_file(pipeline: RegenTextToVideoPipeline, tmp_path: Path) -> None:
+    steps: list[int] = []
+    request = Request("a red ball", num_frames=10, num_inference_steps=2, seed=1)
+    output = tmp_path / "out.mkv"
+    frames = generate_file(pipeline, request, output, lambda: steps.append(1))
+    assert len(steps) == 2
+    with open_video(output) as reader:
+        assert reader.info.frame_rate == 24
+    np.testing.assert_array_equal(read_frames(output), frames)
+
+
+def command(monkeypatch: pytest.MonkeyPatch, *words: object) -> int:
+    monkeypatch.setattr("sys.argv", ["regen", "generate", *map(str, words)])
+    try:
+        main()
+    except SystemExit as error:
+        return int(error.code or 0)
+    return 0
+
+
+def test_command(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture
+) -> None:
+    source = tmp_path / "source.mkv"
+    with VideoWriter(source, width=48, height=32, frame_rate=30) as writer:
+        for number in range(9):
+            writer.write(np.full((32, 48, 3), 20 * number, dtype=np.uint8), number / 30)
+    few = ("--model", folder, "--frames", 10, "--num-inference-steps", 2)
+    assert command(monkeypatch, "a red ball", tmp_path / "a.mkv", *few) == 0
+    assert "10 frames of 40 x 32" in capfd.readouterr().out
+    assert command(monkeypatch, "a red ball", tmp_path / "b.mkv", *few, "--seed", 0) == 0
+    videos = [read_frames(tmp_path / name) for name in ("a.mkv", "b.mkv")]
+    np.testing.assert_array_equal(*videos)
+    for option in ("--image", "--video"):
+        assert command(monkeypatch, "a", tmp_path / "c.mp4", *few, option, source) == 0
+    with open_video(tmp_path / "c.mp4") as reader:
+        assert reader.info.frame_rate == 30 and reader.info.num_frames == 10
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["out.mp4", "--frames", "0"], "--frames is at least 1, got 0"),
+        (["out.mp4", "--height", "0"], "--height is at least 1"),
+        (["out.mp4", "--seed", "-1"], "--seed is at least 0"),
+        (["out.avi"], "cannot write .avi"),
+        (["out.png"], "a .png holds one frame; give --frames 1"),
+        (["missing/out.mp4"], "missing"),
+        (["out.mp4", "--image", "missing.png"], "no such file"),
+        (["out.mp4", "--frame-rate", "0"], "--frame-rate is a positive number"),
+        (["out.mp4", "--guidance-scale", "-2"], "--guidance-scale is at least 0, got -2"),
+        (["out.mp4", "--device", "nothing"], "--device nothing cannot be used"),
+        (["out.mp4", "--model", "missing"], "no text-to-video model missing"),
+    ],
+)
+def test_bad_commands_are_one_line_and_leave_nothing(
+    folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture,
+    words: list[str],
+    message: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    model = [] if "--model" in words else ["--model", folder]
+    assert command(monkeypatch, "a ball", *words, *model) == 1
+    error = capfd.readouterr().err
+    assert error.startswith("regen: ") and error.count("\n") == 1 and message in error
+    assert list(tmp_path.iterdir()) == []
