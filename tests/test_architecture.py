@@ -37,7 +37,7 @@ RESERVED = {
     "av": {"video"},
     "tyro": {"cli"},
     "accelerate": {"training"},
-    "safetensors.safe_open": {"latents", "training/checkpoint"},
+    "safetensors.safe_open": {"latents", "training/checkpoint", "training/perceptual"},
     "safetensors.torch.save_file": {"latents", "training/checkpoint"},
     "safetensors.torch.load_file": set(),
     "PIL.Image.open": {"video"},

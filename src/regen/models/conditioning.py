@@ -7,6 +7,7 @@ gives the latents as further tokens.
 """
 
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -100,29 +101,28 @@ class InContextConditioning(nn.Module):
 
     def forward(self, latents: torch.Tensor, frame_times: torch.Tensor) -> torch.Tensor:
         """What is added to the tokens of the video at `frame_times` `[B, F]`: `[B, F, h, w, D]`."""
-        positions = sine_cosine(frame_times, *latents.shape[3:], self.dim)
+        positions = sine_cosine(frame_times, latents.shape[3:], self.dim)
         return positions.to(self.proj.weight.dtype)
 
     def tokens(self, latents: torch.Tensor) -> torch.Tensor:
         """Raw latents `[B, 8, 2, h, w]` -> tokens before those of the video, `[B, 2, h, w, D]`."""
         times = torch.tensor([[0.0, self.ratio]], device=latents.device)
-        positions = sine_cosine(times, *latents.shape[3:], self.dim).to(self.proj.weight.dtype)
+        positions = sine_cosine(times, latents.shape[3:], self.dim).to(self.proj.weight.dtype)
         tokens = self.proj(latents.permute(0, 2, 3, 4, 1).to(positions.dtype))
         return tokens + self.kind[:, None, None] + positions
 
 
-def sine_cosine(frame_times: torch.Tensor, height: int, width: int, dim: int) -> torch.Tensor:
-    """Sines and cosines of time, row and column: `[B, F]` in frames -> `[B, F, h, w, dim]`.
+def sine_cosine(frame_times: torch.Tensor, size: Sequence[int], dim: int) -> torch.Tensor:
+    """Of time, row and column: times `[B, F]` in frames, `size` (h, w) -> `[B, F, h, w, dim]`.
 
     A quarter of `dim` for the time, the rest shared by row and column (Vaswani et al., 2017).
     """
     in_time = 2 * (dim // 8)
     in_rows = 2 * ((dim - in_time) // 4)
     rows, columns = (
-        torch.arange(count, device=frame_times.device, dtype=torch.float32)
-        for count in (height, width)
+        torch.arange(count, device=frame_times.device, dtype=torch.float32) for count in size
     )
-    shape = (*frame_times.shape, height, width)
+    shape = (*frame_times.shape, *size)
     parts = (
         _waves(frame_times, in_time)[:, :, None, None],
         _waves(rows, in_rows)[:, None],

@@ -1,4 +1,4 @@
-"""`AutoencoderMAGVITv2`: the paper's baseline (Sec. 4.1, B.2.1, App. D, E), with continuous latents.
+"""`AutoencoderMAGVITv2`: the paper's baseline, of continuous latents (Sec. 4.1, B.2.1, App. D, E).
 
 The encoder is REGEN's, of longer chunks: 17 frames become 5, 3 or 2 latent frames at k = 4, 8, 16,
 33 become 2 at k = 32. The decoder is convolutional: one pass, at the frames' own times only. Videos
@@ -126,7 +126,7 @@ class AutoencoderMAGVITv2(ModelMixin, AutoencoderMixin, ConfigMixin):
 
     `temporal_compression_ratio` k is nominal; `latent_frames_per_chunk` L makes chunks of
     (L - 1) k + 1 frames. `encoder_*` see `REGENEncoder`, `decoder_*` see `MAGVITDecoder`. A last
-    chunk that is not full has fewer latent frames; its last frame is repeated up to a multiple of k.
+    chunk that is not full has fewer latent frames; its last frame is repeated as far as it takes.
 
     Raises ValueError for a configuration that cannot work.
     """

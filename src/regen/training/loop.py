@@ -14,17 +14,16 @@ from accelerate import Accelerator
 from tqdm import tqdm
 
 from regen.data.batches import Batch, to_float
-from regen.flow import EPSILON_MAX_TIMESTEP
 from regen.training.averages import averaged_weights, gather_averages
 from regen.training.checkpoint import save_checkpoint
 from regen.training.config import TrainConfig, check_run_config, write_run_config
 from regen.training.export import export
 from regen.training.loading import TimedLoader
-from regen.training.objective import draw_latent_noise, draw_timesteps
+from regen.training.objective import Given
 from regen.training.optimizer import learning_rate_factor
 from regen.training.parallel import anywhere, everywhere, make_accelerator, mean, whole
 from regen.training.records import append_record, drop_records_after
-from regen.training.start import OwnBatches, Run, load_clips, start_run
+from regen.training.start import Learner, OwnBatches, Run, load_clips, start_run
 from regen.training.stopping import StopSignals, failures_in_one_line, left_in_time
 from regen.training.validation import validate
 
@@ -119,12 +118,13 @@ def write_checkpoint(run: Run) -> None:
         run.step,
         run.model,
         run.ema,
-        run.optimizer,
+        run.learners[0].optimizer,
         run.elapsed_s,
         config.keep_last,
         config.keep_every,
         rank=accelerator.process_index,
         all_agree=partial(everywhere, accelerator=accelerator),
+        others=run.others,
     )
 
 
@@ -164,54 +164,63 @@ def step_seed(seed: int, rank: int, step: int) -> int:
 
 
 def train_step(run: Run, batches: list[Batch]) -> float:
-    """One iteration; returns the mean loss of its batches, over all processes.
+    """One iteration: everyone who learns, one after the other, on the same batches.
 
-    Raises ValueError where loss or gradients are not finite, before they reach the weights.
+    Returns the first one's mean loss over all processes. Raises ValueError where loss or gradients
+    are not finite, before they reach the weights.
     """
+    losses = [learner_step(run, learner, batches) for learner in run.learners]
+    return losses[0]
+
+
+def learner_step(run: Run, learner: Learner, batches: list[Batch]) -> float:
     config, accelerator = run.config, run.accelerator
     factor = learning_rate_factor(
         run.step, config.steps, config.warmup_steps, config.cooldown_share
     )
-    for group in run.optimizer.param_groups:
+    for group in learner.optimizer.param_groups:
         group["lr"] = config.learning_rate * group["scale"] * factor
     total = torch.zeros((), device=accelerator.device)
     for index, batch in enumerate(batches):
         is_last = index == len(batches) - 1  # until then each process keeps its own sum
-        with nullcontext() if is_last else accelerator.no_sync(run.wrapped):
-            loss = batch_loss(run, batch, run.rank_of(index)) / len(batches)
+        with nullcontext() if is_last else accelerator.no_sync(learner.wrapped):
+            losses = batch_losses(run, learner, batch, run.rank_of(index))
+            if losses is None:
+                return 0.0
+            loss = losses.mean() / len(batches)
             accelerator.backward(loss)
         total += loss.detach()
     value = mean(total, accelerator)
-    norm = torch.nn.utils.clip_grad_norm_(run.model.parameters(), MAX_GRADIENT_NORM)
+    norm = torch.nn.utils.clip_grad_norm_(learner.parameters(), MAX_GRADIENT_NORM)
     size = float(whole(norm))
     if not np.isfinite(value) or not np.isfinite(size):
         raise ValueError(
             f"the loss is {value}, the gradients' norm {size} at step {run.step}: "
             "lower --learning-rate; the last checkpoint is intact"
         )
-    run.optimizer.step()
-    run.optimizer.zero_grad(set_to_none=True)
+    learner.optimizer.step()
+    learner.optimizer.zero_grad(set_to_none=True)
     return value
 
 
-def batch_loss(run: Run, batch: Batch, rank: int) -> torch.Tensor:
-    """Mean loss of a batch; its noise is that of `rank` and the run's step."""
-    config, device = run.config, run.accelerator.device
+def batch_losses(run: Run, learner: Learner, batch: Batch, rank: int) -> torch.Tensor | None:
+    """Losses `[B]` of a batch; its draws are those of `rank` and the run's step.
+
+    None: this one does not learn at this step.
+    """
+    config, device, objective = run.config, run.accelerator.device, learner.objective
     chunk, target, frame_times = batch["chunk"], batch["target"], batch["frame_times"]
     assert isinstance(chunk, torch.Tensor) and isinstance(target, torch.Tensor)
     assert isinstance(frame_times, torch.Tensor)
-    chunk, target = to_float(chunk).to(device), to_float(target).to(device)
     generator = torch.Generator().manual_seed(step_seed(config.seed, rank, run.step))
-    noise = torch.randn(target.shape, generator=generator).to(device)
-    # Choice: noise prediction does not train at t = 1. It cannot be sampled from there.
-    latest = EPSILON_MAX_TIMESTEP if config.prediction_type == "epsilon" else 1.0
-    timestep = draw_timesteps(len(target), config.noise_only_share, generator, latest).to(device)
-    latent_noise = None
-    if config.latent_noise:
-        latent_noise = draw_latent_noise(chunk, run.model.config["latent_channels"], generator)
-        latent_noise = (config.latent_noise * latent_noise).to(device)
+    given = Given(to_float(chunk), to_float(target), frame_times, run.step / config.steps)
+    arguments = objective.arguments(given, generator)
+    if arguments is None:
+        return None
+    arguments = tuple(None if one is None else one.to(device) for one in arguments)
     with run.accelerator.autocast():
-        losses = run.wrapped(chunk, target, frame_times.to(device), noise, timestep, latent_noise)
-    run.monitor.add(str(batch["task"]), losses, timestep, latest)
-    loss: torch.Tensor = losses.mean()
-    return loss
+        losses: torch.Tensor = learner.wrapped(*arguments)
+    if learner is run.learners[0]:
+        run.monitor.add(str(batch["task"]), losses, *objective.timesteps(arguments))
+    run.monitor.add_terms(objective.terms)
+    return losses

@@ -51,18 +51,17 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
     return accelerator
 
 
-def parallelize(
-    objective: REGENObjective, config: TrainConfig, accelerator: Accelerator
-) -> nn.Module:
+def parallelize(objective: nn.Module, config: TrainConfig, accelerator: Accelerator) -> nn.Module:
     """`objective` on its device, ready for the processes of the run; changes it in place.
 
     In this order: recomputation, compilation of blocks, sharding.
     """
-    if config.gradient_checkpointing:
-        objective.model.enable_gradient_checkpointing()
-    if config.compile_blocks:
+    if config.gradient_checkpointing and hasattr(objective, "model"):
+        objective.model.enable_gradient_checkpointing()  # type: ignore[operator, union-attr]
+    if config.compile_blocks and isinstance(objective, REGENObjective):
         objective.model.compile_repeated_blocks(dynamic=False)
     if config.shard:
+        assert isinstance(objective, REGENObjective)
         shard(objective, accelerator, config.mixed_precision)
         return objective
     wrapped: nn.Module = accelerator.prepare_model(objective)
