@@ -25,7 +25,8 @@ ROOMS: dict[str, set[str]] = {
     "evaluation": {"video"},
     "training": {"flow", "models", "data", "evaluation"},
     "codec": {"video", "chunking", "latents", "models", "evaluation"},
-    "cli": {"video", "latents", "models", "data", "training", "codec"},
+    "reproduction": {"video", "models", "evaluation", "training", "codec"},
+    "cli": {"video", "latents", "models", "data", "training", "codec", "reproduction"},
     "weights": set(),
     "__init__": {"models"},  # its two public names, on first use
     "__main__": {"cli"},
