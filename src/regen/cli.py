@@ -280,7 +280,7 @@ class Plan(PlanConfig):
 class Reproduce(ReproduceConfig):
     """Reproduce a table or figure of the paper: train what is missing, measure, compare.
 
-    Example: regen reproduce table1 --data clips photos --eval-data clips/eval --minutes 60
+    Example: regen reproduce table1 --data clips photos --eval-data held-out --minutes 60
     """
 
     experiment: tyro.conf.Positional[Experiment] = tyro.MISSING

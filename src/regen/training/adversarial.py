@@ -20,8 +20,8 @@ ADVERSARIAL_WEIGHT = 0.1
 LECAM_WEIGHT = 0.001
 LECAM_DECAY = 0.999
 KL_WEIGHT = 1e-6
-# Choice: the discriminator and what it says begin after a third of the run. Until then pictures
-# are so blurred that it would learn nothing, and cost a third of the time.
+# Choice: the discriminator and what it says begin after a third of the run. Until then pictures are
+# so blurred that the time is better spent on the other losses; it is common in such training.
 ADVERSARIAL_START = 1 / 3
 MAX_ADAPTIVE_WEIGHT = 1e4
 Pair = tuple[torch.Tensor, torch.Tensor]  # a chunk, and what became of it

@@ -43,6 +43,7 @@ DISCRIMINATOR_MULTIPLIERS = (2, 4, 4, 4)
 class Learner:
     """One that learns: `wrapped` is `objective` as the launcher's processes call it."""
 
+    name: str
     objective: Objective
     wrapped: torch.nn.Module
     optimizer: torch.optim.Optimizer
@@ -75,8 +76,8 @@ class Run:
     def others(self) -> dict[str, tuple[torch.nn.Module, torch.optim.Optimizer]]:
         """Who learns beside the model, for the checkpoint."""
         return {
-            name: (learner.objective, learner.optimizer)  # type: ignore[misc]
-            for name, learner in zip(("discriminator",), self.learners[1:], strict=False)
+            learner.name: (learner.objective, learner.optimizer)  # type: ignore[misc]
+            for learner in self.learners[1:]
         }
 
     def rank_of(self, index: int) -> int:
@@ -267,11 +268,11 @@ def build_objectives(
     else:
         distance = VGGDistance(config.perceptual_weights).to(accelerator.device)
         told = f"VGG-16 of {config.perceptual_weights}"
-    # Choice: the discriminator is as wide as the decoder's last stage, and folds half as many
-    # pixels. The paper does not describe it.
+    # Choice: the discriminator is as wide as the decoder's last stage; that of a small preset has a
+    # quarter of it and folds 4 x 4 pixels. The paper does not describe it.
     width = model.config["decoder_block_out_channels"][-1]
     patch_size = max(1, model.config["decoder_patch_size"] // 2)
-    if patch_size > 1:  # a small preset: the places it starts from are fewer, and its stages too
+    if patch_size > 1:
         discriminator = VideoDiscriminator(width // 4, (2, 4), patch_size)
     else:
         discriminator = VideoDiscriminator(width, DISCRIMINATOR_MULTIPLIERS, patch_size)
@@ -314,12 +315,12 @@ def start_run(
                 parameter.requires_grad_(False)
     objective, opponent = build_objectives(config, model, accelerator)
     wrapped = parallelize(objective, config, accelerator)
-    learners = [Learner(objective, wrapped, make_optimizer(model, config))]
+    learners = [Learner("model", objective, wrapped, make_optimizer(model, config))]
     ema = make_averages(model, config.ema_decay)
     if opponent is not None:
         wrapped = parallelize(opponent, config, accelerator)
         optimizer = make_discriminator_optimizer(opponent, config)
-        learners.append(Learner(opponent, wrapped, optimizer))
+        learners.append(Learner("discriminator", opponent, wrapped, optimizer))
     terms = [name for learner in learners for name in learner.objective.term_names]
     run = Run(
         config,
