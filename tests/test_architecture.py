@@ -31,9 +31,10 @@ ROOMS: dict[str, set[str]] = {
         *("chunking", "flow", "models", "data", "evaluation", "text", "cache", "pipeline"),
     },
     "codec": {"video", "chunking", "latents", "models", "evaluation"},
+    "reproduction": {"video", "models", "evaluation", "training", "codec"},
     "cli": {
         *("video", "latents", "models", "data", "evaluation", "training", "codec"),
-        *("cache", "pipeline", "generation"),
+        *("cache", "pipeline", "generation", "reproduction"),
     },
     "weights": set(),
     "__init__": {"models", "pipeline"},  # its public names, on first use
@@ -48,7 +49,9 @@ RESERVED = {
     "accelerate": {"training", "evaluation/evaluate"},
     "ray": {"cache"},
     "transformers": {"text"},
-    "safetensors.safe_open": {"latents", "training/checkpoint", "cache/shards"},
+    "safetensors.safe_open": {
+        *("latents", "training/checkpoint", "training/perceptual", "cache/shards"),
+    },
     "safetensors.torch.save_file": {"latents", "training/checkpoint", "cache/shards"},
     "safetensors.torch.load_file": set(),
     "PIL.Image.open": {"video"},

@@ -311,7 +311,10 @@ def damage(folder: Path, change: str) -> None:
         ("wrong shape", "cannot load model"),
         ("not a number", "damaged, dit.proj_out.weight holds non-finite"),
         ("config cut", "config.json is damaged"),
-        ("config of another kind", "is of a model AutoencoderKL, expected AutoencoderREGEN"),
+        (
+            "config of another kind",
+            "is of a model AutoencoderKL, expected AutoencoderREGEN or",
+        ),
         ("config out of range", "prediction_type"),
         ("config of wrong type", "cannot load model"),
         ("no config", "holds no config.json"),

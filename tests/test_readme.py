@@ -19,10 +19,13 @@ from types import ModuleType
 import numpy as np
 import pytest
 
+import regen.reproduction.experiments as experiments
 import regen.training.loop as loop
 import regen.training.plan as plan
 from regen.cli import main
 from regen.models.loading import load_model
+from regen.reproduction.config import Experiment, ReproduceConfig
+from regen.reproduction.tables import Table
 from regen.video import VideoWriter
 
 ROOT = Path(__file__).parents[1]
@@ -71,17 +74,22 @@ def desk(small_model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> 
         for index, picture in enumerate(pictures):
             writer.write(picture, index / rate)
     shutil.copy(clip, folder / "clip.mp4")
-    for name in ("clips", "photos"):
+    for name in ("clips", "photos", "held-out"):
         (folder / name).mkdir()
         shutil.copy(clip, folder / name / f"{name}.mp4")
     shutil.copytree(small_model_folder, folder / "runs" / "mine" / "model")
     return folder
 
 
+def check_reproduce(experiment: Experiment, config: ReproduceConfig) -> Table:
+    config.check(experiment)
+    return Table(experiment, ["nothing was run"])
+
+
 def run_command(command: str, model: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """Run one command of the page as far as a test can; what it prints. An unknown one is a fault.
 
-    Its program, whatever its folder: regen runs (train and plan only as far as their options go),
+    Its program, whatever its folder: regen runs (train, plan, reproduce as far as options go),
     benchmarks run, installations are checked against pyproject.toml.
     """
     program, *words = shlex.split(command)
@@ -93,6 +101,7 @@ def run_command(command: str, model: Path, monkeypatch: pytest.MonkeyPatch) -> s
             words += ["--size", "32"]  # of the small clip
         monkeypatch.setattr(loop, "train", lambda config: config.check())
         monkeypatch.setattr(plan, "plan", lambda config: config.check() or [("preset", "")])
+        monkeypatch.setattr(experiments, "reproduce", check_reproduce)
         monkeypatch.setattr(sys, "argv", ["regen", *words])
         main()
     elif program.startswith("python") and words[0].startswith("benchmarks/"):

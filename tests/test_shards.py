@@ -31,7 +31,7 @@ from regen.video import VideoWriter
 
 ROOT = Path(__file__).parents[1]
 SHARD_BYTES = 30_000  # two or three of the files below
-BATCH = {"seed": 0, "num_steps": 40, "temporal_compression_ratio": 8, "crop": 32}
+BATCH = {"seed": 0, "num_steps": 40, "chunk_length": 9, "crop": 32}
 SIZES = {"video_batch_size": 3, "image_batch_size": 4, "image_size": 64, "video_size": (32, 64)}
 
 

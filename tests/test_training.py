@@ -536,7 +536,7 @@ def test_noise_seeds() -> None:
 
 def picture_batches(data: Path, num_steps: int) -> PictureBatches:
     clips = prepare_clips([data], data.parent / "cache").clips
-    config = BatchConfig(seed=0, num_steps=4, temporal_compression_ratio=8, crop=32)
+    config = BatchConfig(seed=0, num_steps=4, chunk_length=9, crop=32)
     return PictureBatches(TrainingBatches(clips, config), num_steps, 4)
 
 
@@ -786,7 +786,7 @@ def test_the_exported_model(data: Path, tmp_path: Path) -> None:
     clips = prepare_clips([data], data.parent / "cache").clips
     batches = TrainingBatches(
         clips,
-        BatchConfig(seed=9, num_steps=60, temporal_compression_ratio=8, crop=32, other_tasks=0),
+        BatchConfig(seed=9, num_steps=60, chunk_length=9, crop=32, other_tasks=0),
     )
     latents = []
     with torch.no_grad():

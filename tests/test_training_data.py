@@ -108,7 +108,7 @@ def test_all_bad_is_one_line_also_from_another_process(data: Path, tmp_path: Pat
     shard.write_bytes(bytes(shard.stat().st_size))
     batches = TrainingBatches(
         prepare_clips([shard], tmp_path / "cache", decode_once=False).clips,
-        BatchConfig(seed=0, num_steps=4, temporal_compression_ratio=8),
+        BatchConfig(seed=0, num_steps=4, chunk_length=9),
     )
     for num_workers in (0, 1):
         with pytest.raises(ValueError, match="100 clips in a row cannot be read") as caught:

@@ -15,13 +15,14 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from regen.evaluation.config import EvaluateConfig
+from regen.reproduction.config import Experiment, ReproduceConfig
 from regen.training.config import TrainConfig
 from regen.training.generator_config import GeneratorConfig
 from regen.training.plan import PlanConfig
 
 if TYPE_CHECKING:
     from regen.codec import Report
-    from regen.models.autoencoder import AutoencoderREGEN
+    from regen.models.loading import Autoencoder
 
 InPath = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="IN")]
 OutPath = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")]
@@ -65,7 +66,7 @@ class ModelOptions:
         find_model(self.model)
         return find_device(self.device)
 
-    def load(self) -> "AutoencoderREGEN":
+    def load(self) -> "Autoencoder":
         import torch
 
         from regen.models.loading import load_model
@@ -239,10 +240,10 @@ class Info:
 
     def run(self) -> None:
         from regen.models.loading import embedded_models
-        from regen.models.presets import PRESETS
+        from regen.models.presets import MAGVIT_PRESETS, PRESETS
 
         path = Path(self.what)
-        if self.what in PRESETS:
+        if self.what in PRESETS or self.what in MAGVIT_PRESETS:
             _print_table(_preset_rows(self.what))
         elif self.what in embedded_models() or (path / "config.json").exists():
             _print_table(_model_rows(self.what))
@@ -251,7 +252,7 @@ class Info:
         elif path.exists():
             _print_table(_video_rows(path))
         else:
-            names = ", ".join([*embedded_models(), *PRESETS])
+            names = ", ".join([*embedded_models(), *PRESETS, *MAGVIT_PRESETS])
             raise ValueError(f"{self.what} is no file, and no model or preset ({names})")
 
 
@@ -377,6 +378,22 @@ class Plan(PlanConfig):
         from regen.training.plan import plan
 
         _print_table(plan(self))
+
+
+@dataclass(frozen=True)
+class Reproduce(ReproduceConfig):
+    """Reproduce a table or figure of the paper: train what is missing, measure, compare.
+
+    Example: regen reproduce table1 --data clips photos --eval-data held-out --minutes 60
+    """
+
+    experiment: tyro.conf.Positional[Experiment] = tyro.MISSING
+    """Which one; docs/reproduce.md says what each asks."""
+
+    def run(self) -> None:
+        from regen.reproduction.experiments import reproduce
+
+        print(reproduce(self.experiment, self).markdown(), end="")
 
 
 @dataclass(frozen=True)
@@ -608,6 +625,7 @@ Command = (
     | Annotated[World, tyro.conf.subcommand("world")]
     | Annotated[Cache, tyro.conf.subcommand("cache")]
     | Annotated[Stats, tyro.conf.subcommand("stats")]
+    | Annotated[Reproduce, tyro.conf.subcommand("reproduce")]
 )
 
 
@@ -691,9 +709,7 @@ def _ssim(value: float) -> str:
     return "n/a (the picture is too small)" if math.isnan(value) else f"{value:.4f}"
 
 
-def _common_rows(
-    report: "Report", model: "AutoencoderREGEN", storage: str
-) -> list[tuple[str, str]]:
+def _common_rows(report: "Report", model: "Autoencoder", storage: str) -> list[tuple[str, str]]:
     ratio, space = model.temporal_compression_ratio, model.spatial_compression_ratio
     num_bytes = BYTES_PER_VALUE[storage] * report.latent_values
     latents = f"{report.num_latent_frames} latent frames, {report.latent_values:,} values"
@@ -710,11 +726,10 @@ def _common_rows(
 def _preset_rows(name: str) -> list[tuple[str, str]]:
     import torch
 
-    from regen.models.autoencoder import AutoencoderREGEN
-    from regen.models.presets import PRESETS
+    from regen.models.loading import new_model
 
     with torch.device("meta"):
-        model = AutoencoderREGEN(**PRESETS[name]())
+        model = new_model(name)
     return [("preset", name), *_parameter_rows(model)]
 
 
@@ -722,19 +737,22 @@ def _model_rows(name: str) -> list[tuple[str, str]]:
     from regen.models.loading import load_model
 
     model = load_model(name)
-    return [("model", name), ("encoder id", model.encoder_id()), *_parameter_rows(model)]
+    # MAGVIT-v2 writes no latent files, whose encoder the id tells.
+    ids = [("encoder id", model.encoder_id())] if hasattr(model, "encoder_id") else []
+    return [("model", name), *ids, *_parameter_rows(model)]
 
 
-def _parameter_rows(model: "AutoencoderREGEN") -> list[tuple[str, str]]:
+def _parameter_rows(model: "Autoencoder") -> list[tuple[str, str]]:
     ratio, space = model.temporal_compression_ratio, model.spatial_compression_ratio
     length, channels = model.geometry.chunk_length, model.config["latent_channels"]
-    values = 3 * space * space * length / (2 * channels)
+    num_latents = model.geometry.latent_frames_per_chunk
+    values = 3 * space * space * length / (num_latents * channels)
     rows = [
         ("nominal compression", f"{space} x {space} x {ratio}, {channels} channels"),
-        ("chunk", f"{length} frames to 2 latent frames"),
-        ("frames per latent frame", f"{length / 2:g}"),
+        ("chunk", f"{length} frames to {num_latents} latent frames"),
+        ("frames per latent frame", f"{length / num_latents:.4g}"),
         ("pixel values per latent value", f"{values:g}"),
-        ("prediction type", model.config["prediction_type"]),
+        ("prediction type", model.config.get("prediction_type", "none: one pass")),
         ("parameters", f"{sum(p.numel() for p in model.parameters()):,}"),
     ]
     for part, module in model.named_children():

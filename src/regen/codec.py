@@ -24,6 +24,7 @@ from regen.evaluation.metrics import psnr, ssim
 from regen.evaluation.sheets import comparison
 from regen.latents import LatentVideo, StorageDtype, check_writable, round_latents, write_latents
 from regen.models.autoencoder import AutoencoderREGEN
+from regen.models.loading import Autoencoder
 from regen.video import (
     PICTURE_SUFFIXES,
     VideoInfo,
@@ -113,7 +114,7 @@ def read_chunks(
 
 
 @torch.inference_mode()
-def encode_frames(model: AutoencoderREGEN, frames: np.ndarray) -> torch.Tensor:
+def encode_frames(model: Autoencoder, frames: np.ndarray) -> torch.Tensor:
     """uint8 `[n, H, W, 3]`, one chunk at most -> latents `[1, 8, 1 or 2, h, w]`."""
     video = frames_to_video(frames)[None].to(model.device)
     return model.encode(video).latents
@@ -121,7 +122,7 @@ def encode_frames(model: AutoencoderREGEN, frames: np.ndarray) -> torch.Tensor:
 
 @torch.inference_mode()
 def decode_frames(
-    model: AutoencoderREGEN,
+    model: Autoencoder,
     latents: torch.Tensor,
     num_frames: int | None,
     height: int,
@@ -183,7 +184,7 @@ def check_reconstruct(
 
 
 def reconstruct_file(
-    model: AutoencoderREGEN,
+    model: Autoencoder,
     source: Path,
     output: Path,
     num_inference_steps: int = 1,
@@ -271,7 +272,7 @@ def check_encode(source: Path, output: Path) -> VideoInfo:
 
 
 def encode_file(
-    model: AutoencoderREGEN,
+    model: Autoencoder,
     source: Path,
     output: Path,
     storage: StorageDtype = "bfloat16",
@@ -283,6 +284,7 @@ def encode_file(
     Holds the latents in memory, 1/24 of the pixels' values or less, and one chunk of the frames.
     Raises ValueError (one line) for what cannot be read or written; then nothing is left behind.
     """
+    _check_is_regen(model)
     start, info = time.perf_counter(), check_encode(source, output)
     report = Report(*resized(info.height, info.width, short_side))
     latents: list[torch.Tensor] = []
@@ -369,7 +371,7 @@ def check_decode(
 
 
 def decode_file(
-    model: AutoencoderREGEN,
+    model: Autoencoder,
     video: LatentVideo,
     output: Path,
     num_inference_steps: int = 1,
@@ -382,6 +384,7 @@ def decode_file(
 
     Raises ValueError where another encoder made the latents, and for what cannot be written.
     """
+    _check_is_regen(model)
     if video.encoder_id != model.encoder_id():
         raise ValueError(
             f"these latents were made by encoder {video.encoder_id}, this model's is "
@@ -463,6 +466,14 @@ def check_output(source: Path, output: Path) -> None:
         raise ValueError(f"{output}: is one of the input's pictures; give another name")
     if not os.access(output, os.W_OK):
         raise ValueError(f"{output}: cannot write there (the file is read-only); give another name")
+
+
+def _check_is_regen(model: Autoencoder) -> None:
+    if not isinstance(model, AutoencoderREGEN):
+        raise ValueError(
+            f"latent files hold latents of AutoencoderREGEN, this is {type(model).__name__}: "
+            "regen reconstruct takes it"
+        )
 
 
 def _source_info(source: Path) -> VideoInfo:

@@ -41,7 +41,7 @@ class BatchConfig:
 
     seed: int
     num_steps: int
-    temporal_compression_ratio: int
+    chunk_length: int
     shapes: Literal["square", "aspect"] = "square"
     crop: int = 96
     image_size: int = 256
@@ -79,7 +79,7 @@ class TrainingBatches(Dataset[Batch]):
 
     def __init__(self, clips: list[Clip], config: BatchConfig, rank: int = 0) -> None:
         self.config, self.rank = config, rank
-        self.length = config.temporal_compression_ratio + 1
+        self.length = config.chunk_length
         videos = [clip for clip in clips if not clip.is_photo]
         photos = [clip for clip in clips if clip.is_photo]
         if not videos and not photos:

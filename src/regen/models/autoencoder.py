@@ -27,7 +27,7 @@ from regen.flow import (
     posterior_gain,
     predicted_sample,
 )
-from regen.models.conditioning import LatentConditioning
+from regen.models.conditioning import InContextConditioning, LatentConditioning
 from regen.models.dit import REGENDiT
 from regen.models.encoder import REGENEncoder
 from regen.models.motion import MOTION_CHANNELS
@@ -37,6 +37,7 @@ from regen.models.shortcut import LinearDecoder, MotionShortcut
 # Deviation of pixels about grey, and about the shortcut's picture (on training crops: 27 dB).
 PIXEL_DEVIATION = 0.5
 SHORTCUT_DEVIATION = 0.09
+CONDITIONING_TYPES = ("content_aware", "in_context")
 MAX_COSINES = 16  # of the linear decoder, which says little: a code a place
 
 
@@ -56,6 +57,7 @@ class AutoencoderREGEN(ModelMixin, AutoencoderMixin, ConfigMixin):
     blocks of `num_attention_heads` x `attention_head_dim`; `attention_window` None is the paper's
     full attention; `motion_shortcut` see `regen.models.shortcut`, `picture_width` and
     `picture_blocks` (encoder, decoder) `regen.models.picture`; `prediction_type` see `regen.flow`.
+    `conditioning_type` "in_context" is the paper's ablation (Tab. 3) instead of Eq. 5.
 
     Raises ValueError for a configuration that cannot work.
     """
@@ -87,8 +89,14 @@ class AutoencoderREGEN(ModelMixin, AutoencoderMixin, ConfigMixin):
         picture_width: int = 128,
         picture_blocks: Sequence[int] = (3, 4),
         prediction_type: str = "sample",
+        conditioning_type: str = "content_aware",
     ) -> None:
         super().__init__()
+        if conditioning_type not in CONDITIONING_TYPES:
+            raise ValueError(
+                f"conditioning_type is one of {', '.join(CONDITIONING_TYPES)}, "
+                f"got {conditioning_type!r}"
+            )
         if prediction_type not in PREDICTION_TYPES:
             raise ValueError(
                 f"prediction_type is one of {', '.join(PREDICTION_TYPES)}, got {prediction_type!r}"
@@ -117,14 +125,20 @@ class AutoencoderREGEN(ModelMixin, AutoencoderMixin, ConfigMixin):
             encoder_strides,
             encoder_patch_size,
         )
-        self.conditioning = LatentConditioning(
-            latent_channels,
-            dim,
-            siren_width,
-            siren_num_layers,
-            siren_omega,
-            temporal_compression_ratio,
-        )
+        self.conditioning: LatentConditioning | InContextConditioning
+        if conditioning_type == "in_context":
+            self.conditioning = InContextConditioning(
+                latent_channels, dim, temporal_compression_ratio
+            )
+        else:
+            self.conditioning = LatentConditioning(
+                latent_channels,
+                dim,
+                siren_width,
+                siren_num_layers,
+                siren_omega,
+                temporal_compression_ratio,
+            )
         self.dit = REGENDiT(
             dim,
             num_layers,
@@ -186,16 +200,16 @@ class AutoencoderREGEN(ModelMixin, AutoencoderMixin, ConfigMixin):
         Sec. 3.2. `timestep` `[B]` in [0, 1]; `frame_times` `[B, F]` in frames from the start of the
         chunk; `prior` is `predict_shortcut`'s video of the same latents and times.
         """
-        conditioning = self.conditioning(latents, frame_times)
         if self.config.prediction_type != "sample":
-            output = self._network(noisy_video, prior, timestep, conditioning)
+            output = self._network(noisy_video, prior, timestep, latents, frame_times)
             return output if prior is None else output - prior
         # Choice: a preconditioned x-prediction. The network sees x_t as far as it can be believed
         # (at t = 1 not at all: noise as strong as the conditioning is what it would have to learn
         # to ignore). Without shortcuts it adds to the posterior mean of grey pixels, with them to
         # the shortcuts' picture: what that leaves is no white noise, and should not start as one.
         trust = posterior_gain(timestep, PIXEL_DEVIATION).view(-1, 1, 1, 1, 1)
-        output = self._network(trust * noisy_video, prior, timestep, conditioning).float()
+        noisy_input = trust * noisy_video
+        output = self._network(noisy_input, prior, timestep, latents, frame_times).float()
         if prior is not None:
             return prior + SHORTCUT_DEVIATION * output
         t = timestep.float().view(-1, 1, 1, 1, 1)
@@ -220,13 +234,18 @@ class AutoencoderREGEN(ModelMixin, AutoencoderMixin, ConfigMixin):
         noisy_video: torch.Tensor,
         prior: torch.Tensor | None,
         timestep: torch.Tensor,
-        conditioning: torch.Tensor,
+        latents: torch.Tensor,
+        frame_times: torch.Tensor,
     ) -> torch.Tensor:
+        conditioning, context = self.conditioning(latents, frame_times), None
+        if isinstance(self.conditioning, InContextConditioning):
+            context = self.conditioning.tokens(latents)
         video = noisy_video.to(self.dtype)
-        if prior is None:
-            return self.dit(video, timestep, conditioning)
-        # Choice: the network sees the shortcut's picture beside the noise. It is to mend that one.
-        return self.dit(torch.cat([video, prior.to(video.dtype)], 1), timestep, conditioning)
+        if prior is not None:
+            # Choice: the network sees the shortcut's picture beside the noise. It is to mend that
+            # one.
+            video = torch.cat([video, prior.to(video.dtype)], 1)
+        return self.dit(video, timestep, conditioning, context)
 
     # -- the public pair ---------------------------------------------------------------------------
 

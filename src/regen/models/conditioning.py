@@ -1,9 +1,13 @@
-"""Latent conditioning: content-aware positional encoding (Sec. 3.2, Eq. 5).
+"""Latent conditioning: content-aware positional encoding (Sec. 3.2, Eq. 5), and its ablation.
 
 In: raw latents and real-valued `frame_times`. Out: one vector of width D per token,
 `[B, F, h, w, D]`. It is all that tells the DiT where and when a token is, which is why the decoder
-runs at any size and at any point in time.
+runs at any size and at any point in time. The ablation (Tab. 3) has fixed positions instead, and
+gives the latents as further tokens.
 """
+
+import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -78,3 +82,58 @@ class LatentConditioning(nn.Module):
         content = content[:, None].expand(-1, moving.shape[1], -1, -1, -1).to(moving.dtype)
         expanded = self.proj(torch.cat([content, moving], dim=-1))
         return F.rms_norm(expanded, expanded.shape[-1:], self.norm.to(expanded.dtype), 1e-6)
+
+
+class InContextConditioning(nn.Module):
+    """The paper's ablation (Sec. 5, Tab. 3): latents are tokens of their own, in the sequence.
+
+    All tokens have a fixed sine-cosine positional encoding of (time, row, column), as DiT's.
+
+    Choice: in-context tokens of z_c and z_m stand at the times 0 and k and carry a learned vector
+    of their kind. The paper says that they are concatenated, not how they are placed.
+    """
+
+    def __init__(self, latent_channels: int, dim: int, ratio: int) -> None:
+        super().__init__()
+        self.dim, self.ratio = dim, ratio
+        self.proj = nn.Linear(latent_channels, dim)
+        self.kind = nn.Parameter(0.02 * torch.randn(2, dim))
+
+    def forward(self, latents: torch.Tensor, frame_times: torch.Tensor) -> torch.Tensor:
+        """What is added to the tokens of the video at `frame_times` `[B, F]`: `[B, F, h, w, D]`."""
+        positions = sine_cosine(frame_times, latents.shape[3:], self.dim)
+        return positions.to(self.proj.weight.dtype)
+
+    def tokens(self, latents: torch.Tensor) -> torch.Tensor:
+        """Raw latents `[B, 8, 2, h, w]` -> tokens before those of the video, `[B, 2, h, w, D]`."""
+        times = torch.tensor([[0.0, self.ratio]], device=latents.device)
+        positions = sine_cosine(times, latents.shape[3:], self.dim).to(self.proj.weight.dtype)
+        tokens = self.proj(latents.permute(0, 2, 3, 4, 1).to(positions.dtype))
+        return tokens + self.kind[:, None, None] + positions
+
+
+def sine_cosine(frame_times: torch.Tensor, size: Sequence[int], dim: int) -> torch.Tensor:
+    """Of time, row and column: times `[B, F]` in frames, `size` (h, w) -> `[B, F, h, w, dim]`.
+
+    A quarter of `dim` for the time, the rest shared by row and column (Vaswani et al., 2017).
+    """
+    in_time = 2 * (dim // 8)
+    in_rows = 2 * ((dim - in_time) // 4)
+    rows, columns = (
+        torch.arange(count, device=frame_times.device, dtype=torch.float32) for count in size
+    )
+    shape = (*frame_times.shape, *size)
+    parts = (
+        _waves(frame_times, in_time)[:, :, None, None],
+        _waves(rows, in_rows)[:, None],
+        _waves(columns, dim - in_time - in_rows),
+    )
+    return torch.cat([part.expand(*shape, -1) for part in parts], dim=-1)
+
+
+def _waves(position: torch.Tensor, dim: int) -> torch.Tensor:
+    """`[...]` -> `[..., dim]`, float32."""
+    half = dim // 2
+    frequency = torch.exp(-math.log(10000) * torch.arange(half, device=position.device) / half)
+    angles = position.float()[..., None] * frequency
+    return torch.cat([angles.sin(), angles.cos()], dim=-1)

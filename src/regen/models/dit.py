@@ -231,11 +231,19 @@ class REGENDiT(nn.Module):
                 nn.init.zeros_(module.conv.bias)  # type: ignore[arg-type]
 
     def forward(
-        self, noisy_video: torch.Tensor, timestep: torch.Tensor, conditioning: torch.Tensor
+        self,
+        noisy_video: torch.Tensor,
+        timestep: torch.Tensor,
+        conditioning: torch.Tensor,
+        context: torch.Tensor | None = None,
     ) -> torch.Tensor:
+        """`context` `[B, n, h, w, D]`: tokens that go with those of the video (Tab. 3)."""
         patches = rearrange(noisy_video, "b c f (h p) (w q) -> b f h w (c p q)", p=PATCH, q=PATCH)
         hidden_states = self.patch_embed(patches) + conditioning  # [B, F, h, w, D]
         hidden_states = hidden_states.to(conditioning.dtype)
+        num_frames = hidden_states.shape[1]
+        if context is not None:
+            hidden_states = torch.cat([context.to(hidden_states.dtype), hidden_states], dim=1)
         temb = timestep_embedding(timestep, 256).to(self.patch_embed.weight.dtype)
         temb = F.silu(self.time_embed(temb))  # [B, D]
         modulation = temb if self.shared_modulation is None else self.shared_modulation(temb)
@@ -244,6 +252,7 @@ class REGENDiT(nn.Module):
                 hidden_states = checkpoint(block, hidden_states, modulation, use_reentrant=False)
             else:
                 hidden_states = block(hidden_states, modulation)
+        hidden_states = hidden_states[:, -num_frames:]
         shift, scale = rearrange(self.final_modulation(temb), "b (two d) -> two b 1 1 1 d", two=2)
         normed = F.layer_norm(hidden_states, hidden_states.shape[-1:], eps=1e-6)
         patches = self.proj_out(normed * (1 + scale) + shift)  # [B, F, h, w, 192]

@@ -1,17 +1,34 @@
-"""`load_model`: the one way to a ready model: embedded weights, a folder, or a hub id."""
+"""`load_model`: the one way to a ready model: embedded weights, a folder, or a hub id.
+
+`new_model`: a preset with random weights.
+"""
 
 import json
 import warnings
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers.utils import logging as diffusers_logging
 from safetensors import SafetensorError
 
 from regen.models.autoencoder import AutoencoderREGEN
+from regen.models.magvit import AutoencoderMAGVITv2
+from regen.models.presets import MAGVIT_PRESETS, PRESETS
 
 DEFAULT_MODEL = "tiny-8x8x8"
+Autoencoder = AutoencoderREGEN | AutoencoderMAGVITv2
+CLASSES: dict[str, type[Autoencoder]] = {
+    one.__name__: one for one in (AutoencoderREGEN, AutoencoderMAGVITv2)
+}
+
+
+def new_model(preset: str, **changes: Any) -> Autoencoder:
+    """A preset of `regen.models.presets` with random weights and `changes` of its arguments."""
+    if preset in MAGVIT_PRESETS:
+        return AutoencoderMAGVITv2(**(MAGVIT_PRESETS[preset]() | changes))
+    return AutoencoderREGEN(**(PRESETS[preset]() | changes))
 
 
 def embedded_models() -> dict[str, Path]:
@@ -42,7 +59,7 @@ def load_model(
     model: str = DEFAULT_MODEL,
     device: str | torch.device = "cpu",
     dtype: torch.dtype = torch.float32,
-) -> AutoencoderREGEN:
+) -> Autoencoder:
     """The model in eval mode. `model`: an embedded name, a folder with config.json, or a hub id.
 
     Only a hub id (`owner/name`) touches the network. Raises ValueError where there is no such
@@ -76,20 +93,21 @@ def _check_config(path: Path) -> None:
     except ValueError as error:
         raise ValueError(f"{path} is damaged ({error}): get the model again") from None
     name = config.get("_class_name") if isinstance(config, dict) else None
-    if name != AutoencoderREGEN.__name__:
-        raise ValueError(f"{path} is of a model {name}, expected {AutoencoderREGEN.__name__}")
+    if name not in CLASSES:
+        raise ValueError(f"{path} is of a model {name}, expected {' or '.join(CLASSES)}")
 
 
 def _from_pretrained(
     model: Path | str, dtype: torch.dtype
-) -> tuple[AutoencoderREGEN, dict[str, list[object]]]:
+) -> tuple[Autoencoder, dict[str, list[object]]]:
     """diffusers' loading without its remarks: problems are in the second value."""
     verbosity = diffusers_logging.get_verbosity()
     diffusers_logging.set_verbosity_error()
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return AutoencoderREGEN.from_pretrained(
+            name = AutoencoderREGEN.load_config(model)["_class_name"]
+            return CLASSES[name].from_pretrained(
                 model, torch_dtype=dtype, use_safetensors=True, output_loading_info=True
             )
     finally:

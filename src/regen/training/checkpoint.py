@@ -11,6 +11,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Iterator
+from collections.abc import Set as AbstractSet
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 
 NAME = re.compile(r"step_(\d{8,})(\.safetensors)?")
+Learner = tuple[nn.Module, torch.optim.Optimizer]  # another one, its state under a prefix
 OPTIMIZER_KEYS = ("step", "exp_avg", "exp_avg_sq")  # AdamW's
 
 
@@ -39,16 +41,18 @@ def local_piece(tensor: torch.Tensor) -> tuple[torch.Tensor, list[int]]:
 
 
 def _state(
-    model: nn.Module, ema: EMAModel, optimizer: torch.optim.Optimizer
+    model: nn.Module, optimizer: torch.optim.Optimizer, prefix: str = ""
 ) -> dict[str, torch.Tensor]:
-    tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
-    parameters = dict(model.named_parameters())
-    for name, shadow in zip(parameters, ema.shadow_params, strict=True):
-        tensors[f"ema.{name}"] = shadow
-    for name, parameter in parameters.items():
+    tensors = {f"{prefix}model.{name}": tensor for name, tensor in model.state_dict().items()}
+    for name, parameter in model.named_parameters():
         for key, value in optimizer.state.get(parameter, {}).items():
-            tensors[f"optimizer.{key}.{name}"] = torch.as_tensor(value)
+            tensors[f"{prefix}optimizer.{key}.{name}"] = torch.as_tensor(value)
     return tensors
+
+
+def _averages(model: nn.Module, ema: EMAModel) -> dict[str, torch.Tensor]:
+    pairs = zip(model.named_parameters(), ema.shadow_params, strict=True)
+    return {f"ema.{name}": shadow for (name, _), shadow in pairs}
 
 
 def save_checkpoint(
@@ -62,14 +66,18 @@ def save_checkpoint(
     keep_every: int = 0,
     rank: int = 0,
     all_agree: Callable[[bool], bool] = bool,
+    others: dict[str, Learner] | None = None,
 ) -> Path:
     """Write the checkpoint of `step` in `folder`; every process of the run calls this.
 
     Deletes all but the newest `keep_last` and those of every `keep_every` steps (0: none).
     `elapsed_s`: seconds of training so far, over all its pieces. `all_agree`: whether every process
-    says yes; waits for them. Raises ValueError where it cannot be written; nothing is left of it.
+    says yes; waits for them. `others`: who else learns, such as a discriminator, by name. Raises
+    ValueError where it cannot be written; nothing is left of it.
     """
-    tensors = _state(model, ema, optimizer)
+    tensors = _state(model, optimizer) | _averages(model, ema)
+    for other, learner in (others or {}).items():
+        tensors |= _state(*learner, prefix=f"{other}.")
     is_sharded = any(isinstance(tensor, DTensor) for tensor in tensors.values())
     path = folder / (f"step_{step:08d}" if is_sharded else f"step_{step:08d}.safetensors")
     temporary = folder / f".{path.name}.tmp"
@@ -229,25 +237,29 @@ class _Reader:
 
 
 def _tensors_of(
-    model: nn.Module, ema: EMAModel, optimizer: torch.optim.Optimizer, names: set[str]
+    model: nn.Module, optimizer: torch.optim.Optimizer, names: AbstractSet[str], prefix: str = ""
 ) -> Iterator[tuple[str, torch.Tensor]]:
-    """All that a checkpoint fills; optimiser states are made where `names` has them."""
+    """What a checkpoint fills; optimiser states are made where `names` has them."""
     for name, tensor in model.state_dict().items():
-        yield f"model.{name}", tensor
-    for (name, parameter), shadow in zip(model.named_parameters(), ema.shadow_params, strict=True):
-        yield f"ema.{name}", shadow
+        yield f"{prefix}model.{name}", tensor
+    for name, parameter in model.named_parameters():
         state: dict[str, torch.Tensor] = {}
         for key in OPTIMIZER_KEYS:
-            if f"{key}.{name}" in names:
+            full_name = f"{prefix}optimizer.{key}.{name}"
+            if full_name in names:
                 state[key] = torch.tensor(0.0) if key == "step" else torch.zeros_like(parameter)
-                yield f"optimizer.{key}.{name}", state[key]
+                yield full_name, state[key]
         if state:  # none: a parameter that no batch has needed yet
             optimizer.state[parameter] = state
 
 
 @torch.no_grad()
 def load_checkpoint(
-    path: Path, model: nn.Module, ema: EMAModel, optimizer: torch.optim.Optimizer
+    path: Path,
+    model: nn.Module,
+    ema: EMAModel,
+    optimizer: torch.optim.Optimizer,
+    others: dict[str, Learner] | None = None,
 ) -> tuple[int, float]:
     """Restore everything in place; returns the step and the seconds of training before it.
 
@@ -256,18 +268,24 @@ def load_checkpoint(
     with ExitStack() as stack:
         files = [stack.enter_context(safe_open(one, framework="pt")) for one in _files(path)]
         reader = _Reader(files)
-        expected = model.state_dict()
-        different = reader.names("model.") ^ set(expected)
-        different |= {
-            name
-            for name in reader.names("model.") & set(expected)
-            if reader.shapes[f"model.{name}"] != list(expected[name].shape)
-        }
-        different |= {name for name, _ in model.named_parameters()} - reader.names("ema.")
+        learners = {"": (model, optimizer)} | {f"{o}.": one for o, one in (others or {}).items()}
+        different = {name for name, _ in model.named_parameters()} - reader.names("ema.")
+        for prefix, (learner, _) in learners.items():
+            expected = learner.state_dict()
+            stored = reader.names(f"{prefix}model.")
+            different |= stored ^ set(expected)
+            different |= {
+                name
+                for name in stored & set(expected)
+                if reader.shapes[f"{prefix}model.{name}"] != list(expected[name].shape)
+            }
         if different:
             some = ", ".join(sorted(different)[:3])
             raise ValueError(f"{path} is of another model: it differs in {some}, ...")
-        for name, tensor in _tensors_of(model, ema, optimizer, reader.names("optimizer.")):
+        for name, tensor in _averages(model, ema).items():
             reader.copy_into(tensor, name)
+        for prefix, (learner, its_optimizer) in learners.items():
+            for name, tensor in _tensors_of(learner, its_optimizer, set(reader.shapes), prefix):
+                reader.copy_into(tensor, name)
         ema.optimization_step = int(reader.metadata["ema_steps"])
         return int(reader.metadata["step"]), float(reader.metadata.get("elapsed_s", 0))

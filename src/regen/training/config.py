@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
-from regen.models.presets import PRESETS
+from regen.models.presets import MAGVIT_PRESETS, PRESETS
 
 # Options that may change between the start of a run and its resumption.
 FREE_OPTIONS = {
@@ -110,7 +110,11 @@ class TrainConfig(RunConfig):
     """Noise on the latents that the decoder learns from, in their deviations, from 0 to this for
     each sample: so that it forgives what a generative model makes."""
     preset: str = "tiny_8x"
-    """Model configuration; one of regen.models.presets."""
+    """Model configuration; one of regen.models.presets. magvit_... is the paper's baseline."""
+    perceptual_weights: Path | None = None
+    """VGG-16 for the baseline's perceptual loss, a local safetensors file (features.N.weight, .bias
+    as torchvision and timm name them, LPIPS's linN.model.1.weight if there); without it a Laplacian
+    pyramid takes its place."""
     prediction_type: Literal["sample", "v_prediction", "epsilon"] = "sample"
     """What the decoder predicts. epsilon trains without the shortcuts of a preset."""
     picture_steps: int = 10000
@@ -154,8 +158,11 @@ class TrainConfig(RunConfig):
 
     def check(self) -> None:
         """ValueError for an option out of range."""
-        if self.preset not in PRESETS:
-            raise ValueError(f"--preset is one of {', '.join(PRESETS)}, got {self.preset!r}")
+        presets = [*PRESETS, *MAGVIT_PRESETS]
+        if self.preset not in presets:
+            raise ValueError(f"--preset is one of {', '.join(presets)}, got {self.preset!r}")
+        if self.preset in MAGVIT_PRESETS:
+            self._check_baseline()
         for name, sides in (
             ("crop", (self.crop,)),
             ("image-size", (self.image_size,)),
@@ -174,6 +181,18 @@ class TrainConfig(RunConfig):
             self._check_range(name, 0, 1)
         if self.train_only == "decoder" and self.init is None:
             raise ValueError("--train-only decoder keeps the encoder of --init MODEL: give one")
+
+    def _check_baseline(self) -> None:
+        """ValueError for what the baseline's model and losses have no part for."""
+        regen_only = ("shard", "latent_noise", "compile_blocks", "compile")
+        given = [name for name in regen_only if getattr(self, name)]
+        given += ["train_only"] * (self.train_only != "all")
+        given += ["prediction_type"] * (self.prediction_type != "sample")
+        if given:
+            options = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+            raise ValueError(f"{options}: not for preset {self.preset}, which is not REGEN's")
+        if self.perceptual_weights is not None and not self.perceptual_weights.is_file():
+            raise ValueError(f"--perceptual-weights {self.perceptual_weights}: no such file")
 
 
 def run_options(config: RunConfig, num_processes: int = 1) -> dict[str, Any]:

@@ -2,16 +2,17 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import torch
 
 from regen.data.batches import Batch, TrainingBatches, to_float
 from regen.data.clips import Clip
-from regen.flow import EPSILON_MAX_TIMESTEP
+from regen.training.adversarial import MAGVITObjective
 from regen.training.config import TrainConfig
 from regen.training.export import export
-from regen.training.objective import REGENObjective, draw_latent_noise, draw_timesteps
-from regen.training.run import Run, step_seed
+from regen.training.objective import Given, Objective, REGENObjective
+from regen.training.run import Learner, Run, step_seed
 from regen.training.validation import validate
 
 TASKS = ("image", "reconstruction", "interpolation", "extrapolation")
@@ -19,36 +20,38 @@ TASKS = ("image", "reconstruction", "interpolation", "extrapolation")
 
 @dataclass
 class EmbedderTask:
-    """Train an `AutoencoderREGEN` on clips and photos (Sec. 3)."""
+    """Train an `AutoencoderREGEN` on clips and photos (Sec. 3), or its baseline (B.2.1)."""
 
     config: TrainConfig
-    objective: REGENObjective
+    objective: REGENObjective | MAGVITObjective
     batches: TrainingBatches
     validation_clips: list[Clip]
 
-    def batch_loss(self, run: Run, batch: Batch, rank: int) -> torch.Tensor:
-        """Mean loss of a batch; its noise is that of `rank` and the run's step."""
-        config, device = self.config, run.accelerator.device
+    def batch_loss(
+        self, run: Run, learner: Learner, batch: Batch, rank: int
+    ) -> torch.Tensor | None:
+        """Mean loss of a batch; its draws are those of `rank` and the run's step.
+
+        None: this one does not learn at this step.
+        """
+        objective = cast(Objective, learner.objective)
         chunk, target, frame_times = batch["chunk"], batch["target"], batch["frame_times"]
         assert isinstance(chunk, torch.Tensor) and isinstance(target, torch.Tensor)
         assert isinstance(frame_times, torch.Tensor)
-        chunk, target = to_float(chunk).to(device), to_float(target).to(device)
-        generator = torch.Generator().manual_seed(step_seed(config.seed, rank, run.step))
-        noise = torch.randn(target.shape, generator=generator).to(device)
-        # Choice: noise prediction does not train at t = 1. It cannot be sampled from there.
-        latest = EPSILON_MAX_TIMESTEP if config.prediction_type == "epsilon" else 1.0
-        timestep = draw_timesteps(len(target), config.noise_only_share, generator, latest)
-        timestep, latent_noise = timestep.to(device), None
-        if config.latent_noise:
-            latent_noise = draw_latent_noise(chunk, run.model.config["latent_channels"], generator)
-            latent_noise = (config.latent_noise * latent_noise).to(device)
+        generator = torch.Generator().manual_seed(step_seed(self.config.seed, rank, run.step))
+        progress = run.step / self.config.steps
+        given = Given(to_float(chunk), to_float(target), frame_times, progress)
+        arguments = objective.arguments(given, generator)
+        if arguments is None:
+            return None
+        device = run.accelerator.device
+        arguments = tuple(None if one is None else one.to(device) for one in arguments)
         with run.accelerator.autocast():
-            losses = run.wrapped(
-                chunk, target, frame_times.to(device), noise, timestep, latent_noise
-            )
-        run.monitor.add(str(batch["task"]), losses, timestep, latest)
-        loss: torch.Tensor = losses.mean()
-        return loss
+            losses: torch.Tensor = learner.wrapped(*arguments)
+        if learner is run.learners[0]:
+            run.monitor.add(str(batch["task"]), losses, *objective.timesteps(arguments))
+        run.monitor.add_terms(objective.terms)
+        return losses.mean()
 
     def validate(self, run: Run, sheet: Path | None) -> dict[str, float]:
         """PSNR in dB and SSIM of one-step reconstructions of the held-out clips."""

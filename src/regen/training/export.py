@@ -6,6 +6,7 @@ import torch
 
 from regen.data.batches import TrainingBatches, to_float
 from regen.models.autoencoder import AutoencoderREGEN
+from regen.models.loading import Autoencoder
 from regen.training.parallel import local
 
 
@@ -35,7 +36,7 @@ def measure_latents(
 
 
 def export(
-    model: AutoencoderREGEN,
+    model: Autoencoder,
     state: dict[str, torch.Tensor],
     batches: TrainingBatches | None,
     folder: Path,
@@ -43,14 +44,15 @@ def export(
     """Write `state` (averaged weights) with its latent statistics as a diffusers model folder.
 
     All of it is rounded to bfloat16; the statistics are those of the rounded weights on `batches`
-    (None: those in `state`). `model` gives configuration and device; it stays as it is.
+    (None: those in `state`; MAGVIT-v2 has none). `model` gives configuration and device; it stays
+    as it is.
     """
     exported = type(model).from_config(model.config)
     exported.load_state_dict(state)
     exported.to(local(next(model.parameters())).device)
     for parameter in exported.parameters():
         parameter.data = parameter.data.bfloat16().to(parameter.dtype)
-    if batches is not None:
+    if batches is not None and isinstance(exported, AutoencoderREGEN):
         measure_latents(exported, batches)
     temporary = folder.with_name(f".{folder.name}.tmp")
     exported.bfloat16().save_pretrained(temporary)

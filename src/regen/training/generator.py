@@ -37,7 +37,7 @@ from regen.training.loop import run_training
 from regen.training.monitor import Monitor
 from regen.training.optimizer import make_optimizer
 from regen.training.parallel import parallelize
-from regen.training.run import Run, step_seed
+from regen.training.run import Learner, Run, step_seed
 
 TASKS = ("image", "video")
 NUM_PROMPTS = 4  # on a sheet, where none are given
@@ -105,7 +105,7 @@ class GeneratorTask:
     prompt_mask: torch.Tensor
     null_embeds: torch.Tensor
 
-    def batch_loss(self, run: Run, batch: LatentBatch, rank: int) -> torch.Tensor:
+    def batch_loss(self, run: Run, learner: Learner, batch: LatentBatch, rank: int) -> torch.Tensor:
         """Mean loss of a batch; its noise is that of `rank` and the run's step."""
         config, device = self.config, run.accelerator.device
         generator = torch.Generator().manual_seed(step_seed(config.seed, rank, run.step))
@@ -116,7 +116,7 @@ class GeneratorTask:
         ).to(device)
         rest = (batch["num_given"], batch["prompt_embeds"], batch["prompt_mask"])
         with run.accelerator.autocast():
-            losses = run.wrapped(
+            losses = learner.wrapped(
                 latents.to(device), noise.to(device), timestep, *(part.to(device) for part in rest)
             )
         run.monitor.add(batch["task"], losses, timestep, 1.0)
@@ -295,10 +295,9 @@ def start_generator(config: GeneratorConfig, accelerator: Accelerator) -> Run:
         accelerator.print(f"a checkpoint is damaged and was put aside: {path}")
     wrapped = parallelize(objective, model, ("sample",), config, accelerator)
     optimizer, ema = make_optimizer(model, config), make_averages(model, config.ema_decay)
+    learners = [Learner("model", objective, wrapped, optimizer)]
     monitor = Monitor(accelerator, TASKS)
-    run = Run(
-        config, accelerator, task, model, objective, wrapped, optimizer, ema, batches, None, monitor
-    )
+    run = Run(config, accelerator, task, model, learners, ema, batches, None, monitor)
     if checkpoint is not None:
         run.step, run.elapsed_s = load_checkpoint(checkpoint, model, ema, optimizer)
         accelerator.print(f"going on at step {run.step} of {config.steps}")

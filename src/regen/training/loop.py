@@ -22,7 +22,7 @@ from regen.training.loading import TimedLoader
 from regen.training.optimizer import learning_rate_factor
 from regen.training.parallel import anywhere, everywhere, make_accelerator, mean, whole
 from regen.training.records import append_record, drop_records_after
-from regen.training.run import OwnBatches, Run
+from regen.training.run import Learner, OwnBatches, Run
 from regen.training.stopping import StopSignals, failures_in_one_line, left_in_time
 
 LOG_EVERY = 50  # iterations
@@ -114,12 +114,13 @@ def write_checkpoint(run: Run) -> None:
         run.step,
         run.model,
         run.ema,
-        run.optimizer,
+        run.learners[0].optimizer,
         run.elapsed_s,
         config.keep_last,
         config.keep_every,
         rank=accelerator.process_index,
         all_agree=partial(everywhere, accelerator=accelerator),
+        others=run.others,
     )
 
 
@@ -134,12 +135,13 @@ def run_validation(run: Run, bar: tqdm) -> None:
     is_main = accelerator.is_main_process
     precision = accelerator.autocast() if run.config.shard else nullcontext()
     sheet = output / "sheets" / f"step_{run.step:08d}.png"
-    run.objective.train(False)
+    objective = run.learners[0].objective
+    objective.train(False)
     with precision:
         raw = run.task.validate(run, None)
         with averaged_weights(run.model, run.ema):
             values = run.task.validate(run, sheet)
-    run.objective.train()
+    objective.train()
     if not values:
         return
     first = next(iter(values))
@@ -154,35 +156,45 @@ def run_validation(run: Run, bar: tqdm) -> None:
 
 
 def train_step(run: Run, batches: list[Any]) -> float:
-    """One iteration; returns the mean loss of its batches, over all processes.
+    """One iteration: everyone who learns, one after the other, on the same batches.
 
-    Raises ValueError where loss or gradients are not finite, before they reach the weights.
+    Returns the first one's mean loss over all processes. Raises ValueError where loss or gradients
+    are not finite, before they reach the weights.
     """
+    losses = [learner_step(run, learner, batches) for learner in run.learners]
+    return losses[0]
+
+
+def learner_step(run: Run, learner: Learner, batches: list[Any]) -> float:
     config, accelerator = run.config, run.accelerator
     factor = learning_rate_factor(
         run.step, config.steps, config.warmup_steps, config.cooldown_share
     )
-    for group in run.optimizer.param_groups:
+    for group in learner.optimizer.param_groups:
         group["lr"] = config.learning_rate * group["scale"] * factor
     total = torch.zeros((), device=accelerator.device)
     for index, batch in enumerate(batches):
         is_last = index == len(batches) - 1  # until then each process keeps its own sum
         is_counted = not (config.compile or config.compile_blocks)  # what is compiled is not seen
-        counted = run.monitor.step(shapes_of(batch)) if is_counted else nullcontext()
-        with nullcontext() if is_last else accelerator.no_sync(run.wrapped), counted:
-            loss = run.task.batch_loss(run, batch, run.rank_of(index)) / len(batches)
+        kind = learner.name, shapes_of(batch)
+        counted = run.monitor.step(kind) if is_counted else nullcontext()
+        with nullcontext() if is_last else accelerator.no_sync(learner.wrapped), counted:
+            loss = run.task.batch_loss(run, learner, batch, run.rank_of(index))
+            if loss is None:
+                return 0.0
+            loss = loss / len(batches)
             accelerator.backward(loss)
         total += loss.detach()
     value = mean(total, accelerator)
-    norm = torch.nn.utils.clip_grad_norm_(run.model.parameters(), MAX_GRADIENT_NORM)
+    norm = torch.nn.utils.clip_grad_norm_(learner.parameters(), MAX_GRADIENT_NORM)
     size = float(whole(norm))
     if not np.isfinite(value) or not np.isfinite(size):
         raise ValueError(
             f"the loss is {value}, the gradients' norm {size} at step {run.step}: "
             "lower --learning-rate; the last checkpoint is intact"
         )
-    run.optimizer.step()
-    run.optimizer.zero_grad(set_to_none=True)
+    learner.optimizer.step()
+    learner.optimizer.zero_grad(set_to_none=True)
     return value
 
 

@@ -1,7 +1,7 @@
 """What a run tells between two lines of its curves: losses by task and timestep, and its speed."""
 
 import time
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -15,10 +15,13 @@ NUM_BINS = 4  # of the timesteps below the last one, where one-step decoding sta
 class Monitor:
     """Sums over the steps since the last `report`, on the run's device, so that nothing waits."""
 
-    def __init__(self, accelerator: Accelerator, tasks: tuple[str, ...]) -> None:
+    def __init__(
+        self, accelerator: Accelerator, tasks: tuple[str, ...], terms: Sequence[str] = ()
+    ) -> None:
+        """`terms`: names of further curves, which `add_terms` fills."""
         self._accelerator, self._tasks = accelerator, tasks
         edges = [f"t{low / NUM_BINS:g}-{(low + 1) / NUM_BINS:g}" for low in range(NUM_BINS)]
-        self._names = [*tasks, *edges, "t1"]
+        self._names = [*tasks, *edges, "t1", *terms]
         self._sums = torch.zeros(2, len(self._names), device=accelerator.device)  # losses, samples
         dtype = torch.bfloat16 if accelerator.mixed_precision == "bf16" else torch.float32
         self._peak = matmul_peak(accelerator.device, dtype)  # FLOP/s
@@ -34,18 +37,32 @@ class Monitor:
         if shapes not in self._flops_of:
             with CountedFlops() as counted:
                 yield
-            self._flops_of[shapes] = counted.flops
+            if counted.flops:  # none: who learns later did nothing yet
+                self._flops_of[shapes] = counted.flops
         else:
             yield
-        self._flops += self._flops_of[shapes]
+        self._flops += self._flops_of.get(shapes, 0)
 
-    def add(self, task: str, losses: torch.Tensor, timestep: torch.Tensor, latest: float) -> None:
-        """The `losses` `[B]` of a batch at `timestep` `[B]`; `latest` is where one step starts."""
+    def add(
+        self, task: str, losses: torch.Tensor, timestep: torch.Tensor | None, latest: float = 1.0
+    ) -> None:
+        """The `losses` `[B]` of a batch at `timestep` `[B]`; `latest` is where one step starts.
+
+        None: of a model that has no timesteps.
+        """
+        values = torch.stack([losses.detach().float(), torch.ones_like(losses)])
+        tasks = torch.full((len(losses),), self._tasks.index(task), device=losses.device)
+        self._sums.index_add_(1, tasks, values)
+        if timestep is None:
+            return
         bins = (timestep * NUM_BINS / latest).long().clamp(max=NUM_BINS - 1)
         bins = torch.where(timestep >= latest, NUM_BINS, bins) + len(self._tasks)
-        every = torch.cat([bins, torch.full_like(bins, self._tasks.index(task))])
-        values = torch.stack([losses.detach().float(), torch.ones_like(timestep)]).repeat(1, 2)
-        self._sums.index_add_(1, every, values)
+        self._sums.index_add_(1, bins, values)
+
+    def add_terms(self, terms: dict[str, torch.Tensor]) -> None:
+        """Further numbers of a batch, each a mean over its samples."""
+        for name, value in terms.items():
+            self._sums[:, self._names.index(name)] += torch.stack([value, torch.ones_like(value)])
 
     def pause(self, seconds: float) -> None:
         """Time that was spent on something else than training."""

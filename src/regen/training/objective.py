@@ -1,11 +1,17 @@
-"""Eq. 4 and its variants as a module, so that every launcher wraps one `forward`."""
+"""Eq. 4 and its variants as a module, so that every launcher wraps one `forward`.
 
+`Objective` is all that the loop knows of what it trains; `REGENObjective` is the paper's method,
+`regen.training.adversarial` has its baseline's.
+"""
+
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import nn
 
-from regen.flow import add_noise, training_target
+from regen.flow import EPSILON_MAX_TIMESTEP, add_noise, training_target
 from regen.models.autoencoder import AutoencoderREGEN
 from regen.models.picture import PATCH
 
@@ -13,10 +19,42 @@ from regen.models.picture import PATCH
 @dataclass(frozen=True)
 class ObjectiveConfig:
     """`noise_only_share`: samples at the timestep that one-step decoding starts from; the others
-    are uniform below it. `detail_weighting`: see `detail_weights`."""
+    are uniform below it. `detail_weighting`: see `detail_weights`. `latent_noise`: most of the
+    noise on the latents, in their deviations."""
 
     noise_only_share: float = 0.5
     detail_weighting: bool = True
+    latent_noise: float = 0.0
+
+
+@dataclass(frozen=True)
+class Given:
+    """A batch on the CPU: `chunk` `[B, 3, 1 or more, H, W]` and `target` `[B, 3, F, H, W]` in
+    [-1, 1], `frame_times` `[B, F]` of the targets, and `progress` of the run, from 0 to 1."""
+
+    chunk: torch.Tensor
+    target: torch.Tensor
+    frame_times: torch.Tensor
+    progress: float
+
+
+class Objective(Protocol):
+    """A module whose `forward(*arguments)` gives the losses `[B]` of a batch: one that learns."""
+
+    terms: dict[str, torch.Tensor]  # of the last batch, for the curves
+
+    @property
+    def term_names(self) -> Sequence[str]: ...
+
+    def arguments(
+        self, given: Given, generator: torch.Generator
+    ) -> tuple[torch.Tensor | None, ...] | None:
+        """What `forward` takes, all draws from `generator`; None: it does not learn now."""
+
+    def timesteps(
+        self, arguments: tuple[torch.Tensor | None, ...]
+    ) -> tuple[torch.Tensor | None, float]:
+        """Diffusion times `[B]` among `arguments`, if any, and the one where one step starts."""
 
 
 def detail_weights(target: torch.Tensor, floor: float = 0.02) -> torch.Tensor:
@@ -45,9 +83,33 @@ def error_weights(prior: torch.Tensor, target: torch.Tensor, floor: float = 1e-4
 class REGENObjective(nn.Module):
     """Loss of one batch: encode the chunk, noise the targets, predict, compare (Sec. 3.2)."""
 
+    term_names: tuple[str, ...] = ()
+
     def __init__(self, model: AutoencoderREGEN, config: ObjectiveConfig) -> None:
         super().__init__()
         self.model, self.config = model, config
+        self.terms: dict[str, torch.Tensor] = {}
+        # Choice: noise prediction does not train at t = 1. It cannot be sampled from there.
+        is_epsilon = model.config["prediction_type"] == "epsilon"
+        self.latest = EPSILON_MAX_TIMESTEP if is_epsilon else 1.0
+
+    def arguments(
+        self, given: Given, generator: torch.Generator
+    ) -> tuple[torch.Tensor | None, ...]:
+        """Noise, timesteps and noise on the latents for a batch."""
+        chunk, target, share = given.chunk, given.target, self.config.noise_only_share
+        noise = torch.randn(target.shape, generator=generator)
+        timestep = draw_timesteps(len(target), share, generator, self.latest)
+        latent_noise = None
+        if self.config.latent_noise:
+            drawn = draw_latent_noise(chunk, self.model.config["latent_channels"], generator)
+            latent_noise = self.config.latent_noise * drawn
+        return chunk, target, given.frame_times, noise, timestep, latent_noise
+
+    def timesteps(
+        self, arguments: tuple[torch.Tensor | None, ...]
+    ) -> tuple[torch.Tensor | None, float]:
+        return arguments[4], self.latest
 
     def forward(
         self,

@@ -3,6 +3,7 @@
 import torch
 from torch import nn
 
+from regen.models.autoencoder import AutoencoderREGEN
 from regen.training.config import RunConfig
 
 
@@ -18,7 +19,7 @@ def learning_rate_factor(
 
 
 def make_optimizer(model: nn.Module, config: RunConfig) -> torch.optim.AdamW:
-    """AdamW in three groups: matrices (decayed), vectors, layers that start solved.
+    """AdamW in three groups: matrices (decayed), vectors, layers that shortcuts start solved.
 
     Each group carries its `scale` of the learning rate.
     Choice: the linear decoder and the encoder's last layer learn at a tenth of the rate. They start
@@ -27,10 +28,11 @@ def make_optimizer(model: nn.Module, config: RunConfig) -> torch.optim.AdamW:
     matrices: list[nn.Parameter] = []
     vectors: list[nn.Parameter] = []
     solved: list[nn.Parameter] = []
+    has_shortcuts = isinstance(model, AutoencoderREGEN) and model.shortcut is not None
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
-        if name.startswith(("linear_decoder", "encoder.conv_out")):
+        if has_shortcuts and name.startswith(("linear_decoder", "encoder.conv_out")):
             solved.append(parameter)
         else:
             (matrices if parameter.ndim > 1 else vectors).append(parameter)
@@ -41,3 +43,12 @@ def make_optimizer(model: nn.Module, config: RunConfig) -> torch.optim.AdamW:
     ]
     groups = [group for group in groups if group["params"]]
     return torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.95))
+
+
+def make_discriminator_optimizer(module: nn.Module, config: RunConfig) -> torch.optim.AdamW:
+    """AdamW on all of `module`.
+
+    Choice: the discriminator's moments decay with 0 and 0.99, as MAGVIT's. The paper says AdamW.
+    """
+    group = {"params": list(module.parameters()), "weight_decay": 0.0, "scale": 1.0}
+    return torch.optim.AdamW([group], lr=config.learning_rate, betas=(0.0, 0.99))

@@ -24,11 +24,30 @@ class Batches(Protocol):
     def __getitem__(self, step: int) -> Any: ...
 
 
+@dataclass
+class Learner:
+    """One that learns: `objective` is a module whose `forward` is the loss, so that every launcher
+    wraps one `forward`; `wrapped` is that as the launcher's processes call it."""
+
+    name: str
+    objective: torch.nn.Module
+    wrapped: torch.nn.Module
+    optimizer: torch.optim.Optimizer
+
+    def parameters(self) -> list[torch.nn.Parameter]:
+        return [one for group in self.optimizer.param_groups for one in group["params"]]
+
+
 class Task(Protocol):
     """What the loop asks of that which is trained."""
 
-    def batch_loss(self, run: "Run", batch: Any, rank: int) -> torch.Tensor:
-        """Mean loss of a batch; its randomness is that of `rank` and the run's step."""
+    def batch_loss(
+        self, run: "Run", learner: Learner, batch: Any, rank: int
+    ) -> torch.Tensor | None:
+        """Mean loss of a batch; its randomness is that of `rank` and the run's step.
+
+        None: this one does not learn at this step.
+        """
 
     def validate(self, run: "Run", sheet: Path | None) -> dict[str, float]:
         """Values of the model as it is now, by the names of their curves; {}: nothing to measure.
@@ -45,23 +64,25 @@ class Task(Protocol):
 class Run:
     """`step` iterations done in `elapsed_s` seconds.
 
-    `objective` is a module whose `forward` is the loss, so that every launcher wraps one `forward`;
-    `wrapped` is that as the launcher's processes call it, `model` is the one within.
+    `learners` begin with the one whose objective has `model`, and learn in this order.
     """
 
     config: RunConfig
     accelerator: Accelerator
     task: Task
     model: ModelMixin
-    objective: torch.nn.Module
-    wrapped: torch.nn.Module
-    optimizer: torch.optim.Optimizer
+    learners: list[Learner]
     ema: EMAModel
     batches: Batches
     bad_clips: BadClips | None
     monitor: Monitor
     step: int = 0
     elapsed_s: float = 0.0
+
+    @property
+    def others(self) -> dict[str, tuple[torch.nn.Module, torch.optim.Optimizer]]:
+        """Who learns beside the model, for the checkpoint."""
+        return {one.name: (one.objective, one.optimizer) for one in self.learners[1:]}
 
     def rank_of(self, index: int) -> int:
         """The rank whose batch is this process' batch `index` of an iteration.

@@ -4,6 +4,7 @@ import hashlib
 import json
 from functools import partial
 from pathlib import Path
+from typing import cast
 
 import torch
 from accelerate import Accelerator
@@ -13,25 +14,30 @@ from regen.data.bad_clips import BadClips
 from regen.data.batches import BatchConfig, PictureBatches, TrainingBatches
 from regen.data.clips import Clip, exclude_sources, hold_out, prepare_clips
 from regen.models.autoencoder import AutoencoderREGEN
-from regen.models.loading import load_model
-from regen.models.presets import PRESETS
+from regen.models.discriminator import VideoDiscriminator
+from regen.models.loading import Autoencoder, load_model, new_model
+from regen.models.magvit import AutoencoderMAGVITv2
+from regen.models.presets import MAGVIT_PRESETS, PRESETS
+from regen.training.adversarial import DiscriminatorObjective, MAGVITObjective
 from regen.training.averages import make_averages
 from regen.training.checkpoint import latest_checkpoint, load_checkpoint
 from regen.training.config import TrainConfig
 from regen.training.embedder import TASKS, EmbedderTask
 from regen.training.loop import run_training
 from regen.training.monitor import Monitor
-from regen.training.objective import ObjectiveConfig, REGENObjective
-from regen.training.optimizer import make_optimizer
+from regen.training.objective import Objective, ObjectiveConfig, REGENObjective
+from regen.training.optimizer import make_discriminator_optimizer, make_optimizer
 from regen.training.parallel import broadcast_module, parallelize
+from regen.training.perceptual import VGGDistance, pyramid_distance
 from regen.training.picture_stage import train_picture
-from regen.training.run import Run
+from regen.training.run import Learner, Run
 from regen.training.shortcut_init import init_shortcuts
 
 SHORTCUTS = ("shortcut.", "linear_decoder.")
 ENCODER = ("encoder.", "shortcut.")  # names of the parameters that make latents
 INIT_BATCHES = 40  # that the shortcuts are solved from
 PICTURE_BATCH_SIZE = 10
+DISCRIMINATOR_MULTIPLIERS = (2, 4, 4, 4)
 
 
 def load_clips(
@@ -72,8 +78,11 @@ def is_other_data(path: Path, clips: list[Clip], is_main: bool) -> bool:
     return path.exists() and path.read_text().strip() != told
 
 
-def build_model(config: TrainConfig, accelerator: Accelerator) -> AutoencoderREGEN:
+def build_model(config: TrainConfig, accelerator: Accelerator) -> Autoencoder:
     """The preset with the run's prediction type, its weights drawn from the run's seed."""
+    if config.preset in MAGVIT_PRESETS:
+        torch.manual_seed(config.seed)
+        return new_model(config.preset)
     preset = PRESETS[config.preset]() | {"prediction_type": config.prediction_type}
     if config.prediction_type == "epsilon" and preset.get("motion_shortcut"):
         # Choice: noise prediction has no shortcuts. They draw a video, not noise.
@@ -83,14 +92,19 @@ def build_model(config: TrainConfig, accelerator: Accelerator) -> AutoencoderREG
     return AutoencoderREGEN(**preset)
 
 
-def take_weights(model: AutoencoderREGEN, config: TrainConfig) -> list[str]:
+def take_weights(model: Autoencoder, config: TrainConfig) -> list[str]:
     """Copy the weights of `config.init` that fit `model`; the names of those that do not.
 
     Raises ValueError where there is no such model, or it cannot be used so.
     """
     assert config.init is not None
     source = load_model(config.init)
-    predicts, wanted = source.config["prediction_type"], model.config["prediction_type"]
+    if type(source) is not type(model):
+        raise ValueError(
+            f"{config.init} is an {type(source).__name__}, preset {config.preset} is not: give one "
+            "of the same class"
+        )
+    predicts, wanted = source.config.get("prediction_type"), model.config.get("prediction_type")
     if predicts != wanted:
         raise ValueError(f"{config.init} predicts {predicts}: give --prediction-type {predicts}")
     state = model.state_dict()
@@ -111,14 +125,12 @@ def take_weights(model: AutoencoderREGEN, config: TrainConfig) -> list[str]:
     return new
 
 
-def build_batches(
-    config: TrainConfig, model: AutoencoderREGEN, clips: list[Clip]
-) -> TrainingBatches:
+def build_batches(config: TrainConfig, model: Autoencoder, clips: list[Clip]) -> TrainingBatches:
     """The batches of rank 0."""
     batch_config = BatchConfig(
         seed=config.seed,
         num_steps=config.steps,
-        temporal_compression_ratio=model.temporal_compression_ratio,
+        chunk_length=model.geometry.chunk_length,
         shapes=config.shapes,
         crop=config.crop,
         image_size=config.image_size,
@@ -127,7 +139,8 @@ def build_batches(
         video_batch_size=config.video_batch_size,
         image_batch_size=config.image_batch_size,
         num_targets=config.num_targets,
-        other_tasks=config.other_tasks,
+        # MAGVIT-v2 reconstructs, and nothing else.
+        other_tasks=config.other_tasks if isinstance(model, AutoencoderREGEN) else 0.0,
     )
     return TrainingBatches(clips, batch_config)
 
@@ -176,6 +189,39 @@ def first_videos(model: AutoencoderREGEN, batches: TrainingBatches) -> list[torc
     return videos
 
 
+def build_objectives(
+    config: TrainConfig, model: Autoencoder, accelerator: Accelerator
+) -> tuple[REGENObjective | MAGVITObjective, DiscriminatorObjective | None]:
+    """What `model` learns from, and who learns beside it."""
+    if isinstance(model, AutoencoderREGEN):
+        settings = ObjectiveConfig(
+            config.noise_only_share, config.detail_weighting, config.latent_noise
+        )
+        return REGENObjective(model, settings), None
+    assert isinstance(model, AutoencoderMAGVITv2)
+    if config.perceptual_weights is None:
+        distance = pyramid_distance
+        told = "a Laplacian pyramid, in place of VGG-16 (no --perceptual-weights)"
+    else:
+        distance = VGGDistance(config.perceptual_weights).to(accelerator.device)
+        told = f"VGG-16 of {config.perceptual_weights}"
+    # Choice: the discriminator is as wide as the decoder's last stage; that of a small preset has a
+    # quarter of it and folds 4 x 4 pixels. The paper does not describe it.
+    width = model.config["decoder_block_out_channels"][-1]
+    patch_size = max(1, model.config["decoder_patch_size"] // 2)
+    if patch_size > 1:
+        discriminator = VideoDiscriminator(width // 4, (2, 4), patch_size)
+    else:
+        discriminator = VideoDiscriminator(width, DISCRIMINATOR_MULTIPLIERS, patch_size)
+    count = sum(parameter.numel() for parameter in discriminator.parameters())
+    told = f"perceptual loss: {told}; discriminator of {count:,} parameters"
+    accelerator.print(told)
+    if accelerator.is_main_process:
+        (config.output / "losses.txt").write_text(f"{told}\n")
+    objective = MAGVITObjective(model, discriminator, distance, config.detail_weighting)
+    return objective, DiscriminatorObjective(discriminator, objective)
+
+
 def start_run(config: TrainConfig, accelerator: Accelerator) -> Run:
     """A new run, or one restored from the newest whole checkpoint below `config.output`."""
     model = build_model(config, accelerator)
@@ -194,31 +240,37 @@ def start_run(config: TrainConfig, accelerator: Accelerator) -> Run:
         training_clips, validation_clips, bad_clips = load_clips(config, accelerator)
     batches = build_batches(config, model, training_clips)
     if checkpoint is None and any(name.startswith(SHORTCUTS) for name in new):
+        assert isinstance(model, AutoencoderREGEN)
         has_picture = not any(name.startswith("shortcut.picture.") for name in new)
         start_shortcuts(model, batches, config, accelerator, has_picture)
     if config.train_only == "decoder":
         for name, parameter in model.named_parameters():
             if name.startswith(ENCODER):
                 parameter.requires_grad_(False)
-    settings = ObjectiveConfig(config.noise_only_share, config.detail_weighting)
-    objective = REGENObjective(model, settings)
+    objective, opponent = build_objectives(config, model, accelerator)
     wrapped = parallelize(objective, model, ("reconstruct",), config, accelerator)
-    optimizer, ema = make_optimizer(model, config), make_averages(model, config.ema_decay)
+    learners = [Learner("model", objective, wrapped, make_optimizer(model, config))]
+    ema = make_averages(model, config.ema_decay)
+    if opponent is not None:
+        wrapped = accelerator.prepare_model(opponent)
+        optimizer = make_discriminator_optimizer(opponent, config)
+        learners.append(Learner("discriminator", opponent, wrapped, optimizer))
+    terms = [name for learner in learners for name in cast(Objective, learner.objective).term_names]
     run = Run(
         config,
         accelerator,
         EmbedderTask(config, objective, batches, validation_clips),
         model,
-        objective,
-        wrapped,
-        optimizer,
+        learners,
         ema,
         batches,
         bad_clips,
-        Monitor(accelerator, TASKS),
+        Monitor(accelerator, TASKS, terms),
     )
     if checkpoint is not None:
-        run.step, run.elapsed_s = load_checkpoint(checkpoint, model, ema, optimizer)
+        run.step, run.elapsed_s = load_checkpoint(
+            checkpoint, model, ema, learners[0].optimizer, run.others
+        )
         accelerator.print(f"going on at step {run.step} of {config.steps}")
     return run
 

@@ -1,0 +1,92 @@
+"""PSNR and SSIM of a model on the clips of a folder, kept beside the model.
+
+Clips: short side to `size` (bicubic, antialiased), centre cut out, first frames; metrics on 8-bit
+RGB, mean over frames, then over clips.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from regen.codec import decode_frames, encode_frames, read_chunks
+from regen.evaluation.metrics import psnr, ssim
+from regen.models.loading import Autoencoder
+from regen.reproduction.config import ReproduceConfig
+from regen.video import VIDEO_SUFFIXES, frames_to_video, open_video
+
+Measured = dict[str, float]
+Measure = Callable[[np.ndarray], Measured]  # of the frames of one clip
+
+
+def find_clips(config: ReproduceConfig) -> list[Path]:
+    """Raises ValueError where there is none."""
+    assert config.eval_data is not None
+    paths = [p for p in sorted(config.eval_data.rglob("*")) if p.suffix.lower() in VIDEO_SUFFIXES]
+    if not paths:
+        raise ValueError(f"{config.eval_data} holds no videos to measure on")
+    return paths[: config.max_clips or None]
+
+
+def read_clip(path: Path, size: int, num_frames: int) -> np.ndarray:
+    """uint8 `[T, size, size, 3]`, T at most `num_frames`."""
+    with open_video(path) as reader:
+        frames, _ = next(read_chunks(reader, num_frames, short_side=size))
+    top, left = ((side - size) // 2 for side in frames.shape[1:3])
+    return np.ascontiguousarray(frames[:, top : top + size, left : left + size])
+
+
+def compare(frames: np.ndarray, reconstruction: np.ndarray) -> Measured:
+    """Means over frames, uint8 `[T, H, W, 3]` each."""
+    source, other = frames_to_video(frames)[None], frames_to_video(reconstruction)[None]
+    return {"psnr": psnr(other, source).mean().item(), "ssim": ssim(other, source).mean().item()}
+
+
+def reconstruct(model: Autoencoder, frames: np.ndarray, steps: int = 1) -> np.ndarray:
+    """uint8 `[T, H, W, 3]` -> the same, chunk by chunk."""
+    generator, rebuilt = torch.Generator().manual_seed(0), []
+    length = model.geometry.chunk_length
+    for start in range(0, len(frames), length):
+        chunk = frames[start : start + length]
+        latents = encode_frames(model, chunk)
+        num_frames, height, width = chunk.shape[:3]
+        rebuilt.append(decode_frames(model, latents, num_frames, height, width, steps, generator))
+    return np.concatenate(rebuilt)
+
+
+def over_clips(
+    config: ReproduceConfig,
+    folder: Path,
+    name: str,
+    measure: Measure,
+    size: int | None = None,
+    num_frames: int | None = None,
+) -> Measured:
+    """Means over clips of what `measure` says of each; kept in `folder`, clip by clip."""
+    size, num_frames = size or config.eval_size, num_frames or config.eval_frames
+    records: dict[str, Measured] = {}
+    path = folder / f"{name}-{size}-{num_frames}.json"
+    marks = _mark(folder)
+    if path.exists():
+        kept = json.loads(path.read_text())
+        records = kept["clips"] if kept["model"] == marks else {}
+    for clip in tqdm(find_clips(config), f"{folder.parent.name} {name} {size}", leave=False):
+        key = f"{clip}:{clip.stat().st_size}"
+        if key not in records:
+            records[key] = measure(read_clip(clip, size, num_frames))
+            temporary = path.with_suffix(".tmp")
+            temporary.write_text(json.dumps({"model": marks, "clips": records}, indent=1) + "\n")
+            temporary.replace(path)
+    wanted = {f"{clip}:{clip.stat().st_size}" for clip in find_clips(config)}
+    rows = [record for key, record in records.items() if key in wanted]
+    return {key: float(np.mean([row[key] for row in rows])) for key in rows[0]}
+
+
+def _mark(folder: Path) -> str:
+    """What tells a model's weights, so that numbers of other ones are not taken for its own."""
+    weights = folder / "diffusion_pytorch_model.safetensors"
+    return hashlib.sha256(weights.read_bytes()).hexdigest()[:16] if weights.exists() else ""

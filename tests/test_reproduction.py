@@ -1,0 +1,205 @@
+"""regen reproduce: what it enforces, what it keeps, and that its measures measure."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import get_args
+
+import numpy as np
+import pytest
+import small_train
+import torch
+from accelerate.state import AcceleratorState
+from test_training import moving_frames, write_data
+
+from regen.cli import main
+from regen.data.clips import prepare_clips
+from regen.models.autoencoder import AutoencoderREGEN
+from regen.models.extension import decode_extended
+from regen.models.loading import new_model
+from regen.models.presets import PRESETS, small_8x
+from regen.reproduction import paper, training
+from regen.reproduction.config import Experiment, ReproduceConfig
+from regen.reproduction.cost import count_flops
+from regen.reproduction.experiments import (
+    EXPERIMENTS,
+    check_equal_cost,
+    geometry_cells,
+    reproduce,
+    seam_ratio,
+)
+from regen.reproduction.measuring import read_clip
+from regen.reproduction.peers import PEERS
+from regen.reproduction.tables import Table, paper_cell, spread
+
+TEST = {
+    "num_layers": 1,
+    "num_attention_heads": 2,
+    "attention_head_dim": 16,
+    "encoder_block_out_channels": (8, 8, 8, 8),
+    "siren_width": 8,
+}
+
+
+@pytest.fixture(autouse=True)
+def small_runs(monkeypatch: pytest.MonkeyPatch):
+    small_train.make_small(monkeypatch)
+    monkeypatch.setitem(PRESETS, "small_8x", lambda: small_8x() | TEST)
+    monkeypatch.setattr(
+        training, "SMALL", {"crop": 32, "video_batch_size": 2, "image_batch_size": 2}
+    )
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    made = tmp_path_factory.mktemp("reproduction")
+    for name in ("data", "clips"):
+        write_data(made / name)
+    prepare_clips([made / "data"], made / "cache")
+    return made
+
+
+def config_of(folder: Path, output: Path, **options) -> ReproduceConfig:
+    small = {"minutes": 0.01, "eval_size": 32, "eval_frames": 18, "max_clips": 1, "seeds": (0,)}
+    return ReproduceConfig(
+        data=(str(folder / "data"),),
+        eval_data=folder / "clips",
+        output=output,
+        cache=folder / "cache",
+        **small | options,
+    )
+
+
+def test_figures_of_one_model_train_it_once(folder: Path, tmp_path: Path, monkeypatch) -> None:
+    config = config_of(folder, tmp_path, seeds=(0, 1))
+    table = reproduce("figure13", config)
+    assert [row[1] for row in table.rows[:3]] == ["the source", "the latents", "the latents"]
+    runs = sorted(path.name for path in (tmp_path / "models").iterdir() if path.name[0] != ".")
+    assert runs == [f"small_8x-0.01min-seed{seed}" for seed in (0, 1)]
+    plan = json.loads((tmp_path / "models" / runs[0] / "plan.json").read_text())
+    assert plan["steps"] == max(1, round(0.6 / plan["seconds_per_step"]))
+    lines = (tmp_path / "models" / runs[0] / "metrics.jsonl").read_text().splitlines()
+    assert len(lines) == plan["steps"]
+
+    def fail(*_) -> None:
+        raise AssertionError("trained again")
+
+    monkeypatch.setattr(training, "train", fail)
+    monkeypatch.setattr(training, "seconds_per_step", fail)
+    figure7, figure9 = reproduce("figure7", config), reproduce("figure9", config)
+    assert [row[0] for row in figure7.rows] == ["1", "2", "4", "8", "16"]
+    assert " to " in figure7.rows[0][1]  # two seeds have a range
+    assert [row[0] for row in figure9.rows] == ["1", "4", "8"]
+    kept = json.loads((tmp_path / "figure7.json").read_text())
+    assert kept["rows"] == figure7.rows and (tmp_path / "figure7.md").read_text()
+
+
+def test_numbers_of_other_weights_are_measured_anew(folder: Path, tmp_path: Path) -> None:
+    config = config_of(folder, tmp_path)
+    before = reproduce("figure7", config).rows
+    model_folder = next((tmp_path / "models").glob("small_8x*")) / "model"
+    torch.manual_seed(5)
+    new_model("small_8x").save_pretrained(model_folder)
+    assert reproduce("figure7", config).rows != before
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"data": ()}, "--data names what to train on"),
+        ({"eval_data": Path("nowhere")}, "--eval-data is a folder"),
+        ({"minutes": 0.0}, "--minutes is above 0"),
+        ({"seeds": (1, 1)}, "--seeds are different numbers"),
+        ({"eval_size": 50}, "--eval-size is a multiple of 32"),
+    ],
+)
+def test_bad_options(folder: Path, tmp_path: Path, options, said) -> None:
+    config = replace(config_of(folder, tmp_path), **options)
+    with pytest.raises(ValueError, match=said):
+        reproduce("figure13", config)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_unequal_decoders_are_refused() -> None:
+    assert set(check_equal_cost(["magvit_small_16x", "small_16x"], 64)) == {
+        "magvit_small_16x",
+        "small_16x",
+    }
+    with pytest.raises(ValueError, match="do not cost the same"):
+        check_equal_cost(["magvit_small_8x", "small_8x"], 64)  # which is a smaller one here
+
+
+def test_seam_ratio() -> None:
+    frames = np.zeros((6, 4, 4, 3), np.uint8)
+    for index, level in enumerate((0, 2, 4, 10, 12, 14)):  # chunks of 3: steps of 2, a seam of 6
+        frames[index] = level
+    assert seam_ratio(frames, 3) == pytest.approx(3.0)
+
+
+def test_latent_extension_begins_as_plain_decoding_and_meets_at_the_seam() -> None:
+    torch.manual_seed(0)
+    model = new_model("small_8x").eval()
+    assert isinstance(model, AutoencoderREGEN)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if not parameter.any():
+                parameter.normal_(0, 0.2)
+    latents = torch.randn(1, 8, 4, 4, 4)
+
+    def plain(generator: torch.Generator) -> torch.Tensor:
+        with torch.no_grad():
+            return model.decode(latents, num_inference_steps=8, generator=generator).sample
+
+    one, other = (torch.Generator().manual_seed(0) for _ in range(2))
+    extended = decode_extended(model, latents, 8, other)
+    assert extended.shape == (1, 3, 18, 32, 32)
+    assert torch.equal(extended[:, :, :9], plain(one)[:, :, :9])
+    assert not torch.equal(extended[:, :, 9:], plain(torch.Generator().manual_seed(0))[:, :, 9:])
+
+
+def test_flops_of_a_product_are_counted_once() -> None:
+    def call(model: torch.nn.Module) -> None:
+        model(torch.zeros(5, 30))
+
+    assert count_flops(lambda: torch.nn.Linear(30, 7, bias=False), call) == 2 * 5 * 30 * 7
+
+
+def test_accounting_of_frames() -> None:
+    """The nominal ratio is not the real one: 8x is 17 / 3 and 9 / 2 frames per latent frame."""
+    assert geometry_cells("magvit_8x") == ["5.667", "136"]
+    assert geometry_cells("regen_8x") == ["4.5", "108"]
+    assert geometry_cells("regen_32x") == geometry_cells("magvit_32x") == ["16.5", "396"]
+    assert PEERS["LTX-Video"].factor == 192  # as LTX-Video's paper says
+
+
+def test_the_papers_numbers_agree_with_themselves() -> None:
+    """Tab. 5 repeats Tab. 1's DAVIS at 256."""
+    for ratio, methods in paper.TABLE_5.items():
+        for name in ("MAGVIT-v2", "REGEN"):
+            assert methods[name] == paper.TABLE_1[ratio][name]["DAVIS"]
+
+
+def test_every_experiment_has_its_function() -> None:
+    assert set(EXPERIMENTS) == set(get_args(Experiment))
+
+
+def test_cells() -> None:
+    assert spread([1.0, 2.0], 1) == "1.5 (1.0 to 2.0)" and spread([1.0], 2) == "1.00"
+    assert paper_cell((1, 2, 3)) == "1.00 / 2.000 / 3.00" and paper_cell(None) == "-"
+    assert "| a | b |" in Table("T", ["x", "y"], [["a", "b"]]).markdown()
+
+
+def test_a_clip_is_cut_from_its_middle(folder: Path) -> None:
+    frames = read_clip(folder / "clips" / "0.mkv", 64, 5)
+    assert frames.shape == (5, 64, 64, 3)
+    assert np.abs(frames[3].astype(int) - moving_frames(24, 0)[3][:, 4:68]).max() <= 8  # 4:2:0
+
+
+def test_one_line_on_the_command_line(monkeypatch, capsys) -> None:
+    monkeypatch.setattr("sys.argv", ["regen", "reproduce", "table1"])
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    assert stopped.value.code == 1
+    assert capsys.readouterr().err.startswith("regen: --data names what to train on")
