@@ -36,7 +36,7 @@ from regen.training.shortcut_init import init_shortcuts
 SHORTCUTS = ("shortcut.", "linear_decoder.")
 ENCODER = ("encoder.", "shortcut.")  # names of the parameters that make latents
 INIT_BATCHES = 40  # that the shortcuts are solved from
-PICTURE_BATCH_SIZE = 10
+PICTURE_BATCH_SIZE = 8
 DISCRIMINATOR_MULTIPLIERS = (2, 4, 4, 4)
 
 
