@@ -49,6 +49,44 @@ def small_model_folder(
 
 
 @pytest.fixture(scope="session")
+def small_text_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A text encoder of 16 numbers a token, with random weights."""
+    from transformers import BertConfig, BertModel, BertTokenizerFast
+
+    folder = tmp_path_factory.mktemp("small_text")
+    words = [
+        "[PAD]",
+        "[UNK]",
+        "[CLS]",
+        "[SEP]",
+        "a",
+        "red",
+        "blue",
+        "ball",
+        "square",
+        "moves",
+        "left",
+        "right",
+        "slowly",
+        "two",
+    ]
+    (folder / "vocab.txt").write_text("\n".join(words))
+    BertTokenizerFast(str(folder / "vocab.txt")).save_pretrained(folder)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        config = BertConfig(
+            vocab_size=len(words),
+            hidden_size=16,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            intermediate_size=16,
+            max_position_embeddings=12,
+        )
+        BertModel(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
 def other_model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model of the same shape with another encoder."""
     folder = tmp_path_factory.mktemp("other_model")

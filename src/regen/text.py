@@ -59,7 +59,8 @@ class TextEncoder:
             tokenizer = AutoTokenizer.from_pretrained(folder)
             model = _load(folder, dtype)
             limit = min(MAX_LENGTH, int(tokenizer.model_max_length), _positions(model))
-            return cls(model.to(device), tokenizer, name_or_path or DEFAULT_NAME, limit)
+            model.to(torch.device(device))  # type: ignore[arg-type]
+            return cls(model, tokenizer, name_or_path or DEFAULT_NAME, limit)
         except (OSError, ValueError, KeyError, RuntimeError, AttributeError) as error:
             reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
             raise ValueError(

@@ -9,6 +9,7 @@ goes on.
 
 import hashlib
 import json
+import logging
 from collections.abc import Generator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -128,7 +129,8 @@ def recompute_statistics(folder: str | Path) -> Moments:
     """
     folder = Path(folder)
     fields = read_dataset_file(folder)
-    moments, shards = Moments(), []
+    moments = Moments()
+    shards: list[dict[str, Any]] = []
     for path in sorted(folder.glob("*.safetensors")):
         description = read_description(path)
         if description is None:
@@ -209,7 +211,7 @@ def _finish(
     num_clips = sum(len(shard["clips"]) for shard in shards)
     if not num_clips:
         raise ValueError(f"no clip could be cached; the reasons are in {output / BAD_LIST}")
-    rows = [
+    rows: list[dict[str, Any]] = [
         {"file": shard_path(output, number).name, "num_clips": len(shard["clips"])}
         for number, shard in enumerate(shards)
     ]
@@ -259,12 +261,13 @@ def _encode_with_ray(
             num_gpus=num_workers if num_gpus else 0,
             include_dashboard=False,
             log_to_driver=False,
-            logging_level="error",
+            logging_level=logging.ERROR,
             object_store_memory=OBJECT_STORE_BYTES,
         )
     else:
         ray.init(address=options.address, log_to_driver=False)
     try:
+        encoder: Any = ClipEncoder  # Ray makes one in each actor
         context = ray.data.DataContext.get_current()
         context.execution_options.preserve_order = True
         context.enable_progress_bars = False
@@ -273,7 +276,7 @@ def _encode_with_ray(
             num_blocks = -(-len(some) // CLIPS_PER_BLOCK)
             clips = ray.data.from_items(some, override_num_blocks=num_blocks)
             encoded = clips.map(decode, num_cpus=1).map(
-                ClipEncoder,
+                encoder,
                 fn_constructor_args=(*models, None if num_gpus else 1),
                 compute=ray.data.ActorPoolStrategy(size=num_workers),
                 num_cpus=1,

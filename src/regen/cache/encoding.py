@@ -109,7 +109,7 @@ class ClipEncoder:
         done |= {"num_frames": num_frames, "height": height, "width": width, "tensors": b""}
         if row["error"]:
             return done
-        frames = np.frombuffer(row["frames"], np.uint8).reshape(num_frames, height, width, 3)
+        frames = np.frombuffer(row["frames"], np.uint8).reshape(num_frames, height, width, 3).copy()
         latents = encode_clip(self.model, frames)
         embeds, mask = self.text.encode([row["caption"]])
         done["tensors"] = save(clip_tensors(latents, embeds[0, mask[0]].cpu(), self.storage))

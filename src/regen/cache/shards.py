@@ -188,10 +188,17 @@ class LatentDataset(Dataset[LatentClip]):
             tensors = {name: file.get_tensor(f"{place}.{name}") for name in names}
         except SafetensorError as error:
             raise ValueError(f"{self.folder}, shard {number}: damaged ({error})") from None
+        row = rows[place]
         return LatentClip(
-            **rows[place],
+            key=row["key"],
             latents=stored_latents(tensors),
             prompt_embeds=tensors["prompt_embeds"].float(),
+            caption=row["caption"],
+            source=row["source"],
+            num_frames=row["num_frames"],
+            height=row["height"],
+            width=row["width"],
+            frame_rate=row["frame_rate"],
         )
 
     def __getstate__(self) -> dict[str, Any]:

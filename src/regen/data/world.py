@@ -105,8 +105,8 @@ class Scene:
         fields = json.loads(text)
         objects = []
         for one in fields.pop("objects"):
-            places = {name: tuple(one.pop(name)) for name in ("start", "end")}
-            objects.append(WorldObject(**one, **places))
+            start, end = tuple(one.pop("start")), tuple(one.pop("end"))
+            objects.append(WorldObject(**one, start=start, end=end))
         return cls(objects=tuple(objects), **fields)
 
 

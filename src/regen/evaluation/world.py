@@ -96,11 +96,9 @@ def chance(scenes: Sequence[Scene]) -> dict[str, float]:
 def _compare(
     wanted: Sequence[tuple[str, ...]], seen: Sequence[tuple[str, ...]]
 ) -> tuple[bool, bool, bool]:
-    equal = np.array(
-        [[a == b for a, b in zip(*pair, strict=True)] for pair in zip(wanted, seen, strict=True)]
-    )
-    color, shape, direction = equal.all(axis=0)
-    return bool(color), bool(shape), bool(direction)
+    pairs = list(zip(wanted, seen, strict=True))
+    color, shape, direction = (all(a[i] == b[i] for a, b in pairs) for i in range(3))
+    return color, shape, direction
 
 
 # --- frames to patches ---
