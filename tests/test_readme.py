@@ -18,9 +18,11 @@ from types import ModuleType
 
 import numpy as np
 import pytest
+from small_generator import make_pipeline
 
-import regen.training.loop as loop
+import regen.training.generator as generator
 import regen.training.plan as plan
+import regen.training.start as start
 from regen.cli import main
 from regen.models.loading import load_model
 from regen.video import VideoWriter
@@ -75,6 +77,7 @@ def desk(small_model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> 
         (folder / name).mkdir()
         shutil.copy(clip, folder / name / f"{name}.mp4")
     shutil.copytree(small_model_folder, folder / "runs" / "mine" / "model")
+    make_pipeline().save_pretrained(folder / "runs" / "t2v" / "model")
     return folder
 
 
@@ -89,7 +92,10 @@ def run_command(command: str, model: Path, monkeypatch: pytest.MonkeyPatch) -> s
     if program == "regen":
         if words[0] in ("reconstruct", "encode", "decode") and "--model" not in words:
             words += ["--model", str(model)]
-        monkeypatch.setattr(loop, "train", lambda config: config.check())
+        if words[0] == "generate":
+            words += ["--num-inference-steps", "1"]
+        monkeypatch.setattr(start, "train", lambda config: config.check())
+        monkeypatch.setattr(generator, "train_generator", lambda config: config.check())
         monkeypatch.setattr(plan, "plan", lambda config: config.check() or [("preset", "")])
         monkeypatch.setattr(sys, "argv", ["regen", *words])
         main()
@@ -152,7 +158,7 @@ def test_a_wrong_command_is_an_error(desk, small_model_folder, monkeypatch, caps
 
 def test_every_command_is_on_the_page() -> None:
     cli = (ROOT / "src/regen/cli.py").read_text()
-    commands = set(re.findall(r'tyro\.conf\.subcommand\("(\w+)"\)', cli))
+    commands = set(re.findall(r'tyro\.conf\.subcommand\("([\w-]+)"\)', cli))
     assert len(commands) >= 5
     shown = {shlex.split(command)[1] for command in COMMANDS if command.startswith("regen ")}
     assert shown == commands
