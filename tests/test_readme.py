@@ -92,8 +92,12 @@ def run_command(command: str, model: Path, monkeypatch: pytest.MonkeyPatch) -> s
     if program == "regen":
         if words[0] in ("reconstruct", "encode", "decode") and "--model" not in words:
             words += ["--model", str(model)]
-        if words[0] == "generate":
-            words += ["--num-inference-steps", "1"]
+        fewer = {
+            "generate": ["--num-inference-steps", "1"],
+            "world": ["--clips", "2"],
+            "cache": ["--num-workers", "0", "--model", str(model)],
+        }
+        words += fewer.get(words[0], [])
         monkeypatch.setattr(start, "train", lambda config: config.check())
         monkeypatch.setattr(generator, "train_generator", lambda config: config.check())
         monkeypatch.setattr(plan, "plan", lambda config: config.check() or [("preset", "")])
