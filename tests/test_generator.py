@@ -226,7 +226,7 @@ def test_it_learns_what_captions_say(cache: Path, tmp_path: Path) -> None:
     config = config_of(
         cache,
         tmp_path / "run",
-        steps=100,
+        steps=250,
         image_batch_size=8,
         video_batch_size=8,
         learning_rate=3e-3,
@@ -244,8 +244,8 @@ def test_it_learns_what_captions_say(cache: Path, tmp_path: Path) -> None:
             generator=torch.Generator().manual_seed(0),
             output_type="latent",
         ).frames
-        # 0.6 was measured. Without heed of the caption the two would have opposite signs.
-        assert latents.mean() * level > 0.3, prompt
+        # 0.95 was measured; without heed of the caption both would have one sign.
+        assert latents.mean() * level > 0.8, prompt
 
 
 @pytest.mark.parametrize(
