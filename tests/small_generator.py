@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from conftest import make_small_model
+from small_train import SMALL_TRANSFORMER
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
@@ -17,13 +18,6 @@ from regen.text import TextEncoder
 from regen.training.generator_config import GeneratorConfig
 
 WORDS = ["[PAD]", "[CLS]", "[SEP]", "[UNK]", "a", "red", "blue", "ball", "box", "rolls", "left"]
-SMALL_TRANSFORMER: dict[str, Any] = {
-    "num_layers": 2,
-    "num_attention_heads": 2,
-    "attention_head_dim": 16,
-    "axes_dims_rope": (2, 2, 6, 6),
-    "rope_theta": 100.0,
-}
 
 
 def make_text_encoder(seed: int = 0) -> TextEncoder:

@@ -16,9 +16,10 @@ import torch
 from accelerate.state import AcceleratorState, PartialState
 
 from regen.cli import main
+from regen.models.generator_presets import GENERATOR_PRESETS
 from regen.models.presets import PRESETS, tiny_8x
 from regen.training import checkpoint, loop, picture_stage, start
-from regen.training.config import TrainConfig, run_options
+from regen.training.config import RunConfig, run_options
 
 # 100,000 parameters: what is tested is the loop around them.
 TEST_PRESET = {
@@ -33,10 +34,20 @@ TEST_PRESET = {
 }
 
 
-def arguments_of(config: TrainConfig) -> list[str]:
+# The same of the text-to-video transformer, also as the preset `test`.
+SMALL_TRANSFORMER = {
+    "num_layers": 2,
+    "num_attention_heads": 2,
+    "attention_head_dim": 16,
+    "axes_dims_rope": (2, 2, 6, 6),
+    "rope_theta": 100.0,
+}
+
+
+def arguments_of(config: RunConfig, command: str = "train") -> list[str]:
     """The command line of `config`."""
-    defaults = {field.name: field.default for field in fields(TrainConfig)}
-    words = ["train"]
+    defaults = {field.name: field.default for field in fields(config)}
+    words = [command]
     for name, value in run_options(config).items():
         option = f"--{name.replace('_', '-')}"
         if name == "batches_per_step" or value in (None, []):
@@ -52,6 +63,7 @@ def arguments_of(config: TrainConfig) -> list[str]:
 def make_small(patch: pytest.MonkeyPatch) -> None:
     torch.set_num_threads(1)
     patch.setitem(PRESETS, "test", lambda: dict(TEST_PRESET))
+    patch.setitem(GENERATOR_PRESETS, "test", lambda: dict(SMALL_TRANSFORMER))
     patch.setattr(start, "INIT_BATCHES", 4)
     patch.setattr(picture_stage, "NUM_INIT_BATCHES", 4)
     patch.setattr(loop, "LOG_EVERY", 1)

@@ -11,12 +11,13 @@ from accelerate.state import AcceleratorState
 from PIL import Image
 from safetensors.torch import load_file
 from small_generator import (
-    SMALL_TRANSFORMER,
     config_of,
     make_transformer,
     save_text_encoder,
     write_cache,
 )
+from small_train import SMALL_TRANSFORMER, arguments_of
+from test_parallel import launch_two
 
 from regen.cli import main
 from regen.models.generator_presets import GENERATOR_PRESETS
@@ -202,14 +203,32 @@ def test_the_model_is_a_pipeline_and_sheets_are_pictures(cache: Path, tmp_path: 
 
 
 @pytest.mark.slow
+def test_two_processes_with_sharded_weights_are_one_process(cache: Path, tmp_path: Path) -> None:
+    options = {"validate_every": 2, "prompts": ("a blue box",)}
+    one = config_of(cache, tmp_path / "one", gradient_accumulation_steps=2, **options)
+    train_generator(one)
+    sharded = config_of(cache, tmp_path / "sharded", shard=True, **options)
+    launch_two([arguments_of(sharded, "train-generator")], tmp_path)
+    losses = []
+    for config in (one, sharded):
+        text = (config.output / "validation.jsonl").read_text()
+        losses.append([json.loads(line)["validation/loss"] for line in text.splitlines()])
+        assert (config.output / "sheets" / "step_00000004.png").exists()
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+    first, second = (load_pipeline(str(c.output / "model")).transformer for c in (one, sharded))
+    for name, tensor in first.state_dict().items():
+        torch.testing.assert_close(second.state_dict()[name], tensor, rtol=0.02, atol=1e-3)
+
+
+@pytest.mark.slow
 def test_it_learns_what_captions_say(cache: Path, tmp_path: Path) -> None:
     """Latents at 1 for one caption, at -1 for the other; a model that ignores them is at 0."""
     config = config_of(
         cache,
         tmp_path / "run",
-        steps=150,
-        image_batch_size=16,
-        video_batch_size=16,
+        steps=250,
+        image_batch_size=8,
+        video_batch_size=8,
         learning_rate=3e-3,
         ema_decay=0.9,
         prompts=("a blue box",),
@@ -225,8 +244,8 @@ def test_it_learns_what_captions_say(cache: Path, tmp_path: Path) -> None:
             generator=torch.Generator().manual_seed(0),
             output_type="latent",
         ).frames
-        means = latents.mean((1, 2, 3, 4)) * level
-        assert means.min() > 0.5, prompt
+        # 0.95 was measured; without heed of the caption both would have one sign.
+        assert latents.mean() * level > 0.8, prompt
 
 
 @pytest.mark.parametrize(

@@ -20,9 +20,9 @@ from regen.models.presets import MAGVIT_PRESETS, PRESETS, magvit_small_8x
 from regen.reproduction.cost import decode_flops_per_frame
 from regen.training import adversarial
 from regen.training.adversarial import DiscriminatorObjective, MAGVITObjective
-from regen.training.start import train
 from regen.training.objective import Given
 from regen.training.perceptual import CONVOLUTIONS, VGGDistance, pyramid_distance
+from regen.training.start import train
 
 RATIOS = (4, 8, 16, 32)
 TINY = {"encoder_block_out_channels": (8,) * 4, "decoder_block_out_channels": (16,) * 4}

@@ -18,10 +18,12 @@ from types import ModuleType
 
 import numpy as np
 import pytest
+from small_generator import make_pipeline
 
 import regen.reproduction.experiments as experiments
-import regen.training.loop as loop
+import regen.training.generator as generator
 import regen.training.plan as plan
+import regen.training.start as start
 from regen.cli import main
 from regen.models.loading import load_model
 from regen.reproduction.config import Experiment, ReproduceConfig
@@ -78,6 +80,7 @@ def desk(small_model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> 
         (folder / name).mkdir()
         shutil.copy(clip, folder / name / f"{name}.mp4")
     shutil.copytree(small_model_folder, folder / "runs" / "mine" / "model")
+    make_pipeline().save_pretrained(folder / "runs" / "t2v" / "model")
     return folder
 
 
@@ -97,9 +100,15 @@ def run_command(command: str, model: Path, monkeypatch: pytest.MonkeyPatch) -> s
     if program == "regen":
         if words[0] in ("reconstruct", "encode", "decode") and "--model" not in words:
             words += ["--model", str(model)]
-        if words[0] == "evaluate":
-            words += ["--size", "32"]  # of the small clip
-        monkeypatch.setattr(loop, "train", lambda config: config.check())
+        fewer = {
+            "generate": ["--num-inference-steps", "1"],
+            "world": ["--clips", "2"],
+            "cache": ["--num-workers", "0", "--model", str(model)],
+            "evaluate": ["--size", "32"],  # of the small clip
+        }
+        words += fewer.get(words[0], [])
+        monkeypatch.setattr(start, "train", lambda config: config.check())
+        monkeypatch.setattr(generator, "train_generator", lambda config: config.check())
         monkeypatch.setattr(plan, "plan", lambda config: config.check() or [("preset", "")])
         monkeypatch.setattr(experiments, "reproduce", check_reproduce)
         monkeypatch.setattr(sys, "argv", ["regen", *words])
@@ -163,7 +172,7 @@ def test_a_wrong_command_is_an_error(desk, small_model_folder, monkeypatch, caps
 
 def test_every_command_is_on_the_page() -> None:
     cli = (ROOT / "src/regen/cli.py").read_text()
-    commands = set(re.findall(r'tyro\.conf\.subcommand\("(\w+)"\)', cli))
+    commands = set(re.findall(r'tyro\.conf\.subcommand\("([\w-]+)"\)', cli))
     assert len(commands) >= 5
     shown = {shlex.split(command)[1] for command in COMMANDS if command.startswith("regen ")}
     assert shown == commands
