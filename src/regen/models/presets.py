@@ -89,7 +89,7 @@ def _small_encoder(ratio: int) -> dict[str, Any]:
 
 
 def _small(ratio: int) -> dict[str, Any]:
-    return tiny_8x() | _small_encoder(ratio) | {"motion_shortcut": False}
+    return tiny_8x() | _small_encoder(ratio) | {"motion_shortcut": False, "num_layers": 5}
 
 
 def small_4x() -> dict[str, Any]:
