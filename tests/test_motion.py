@@ -82,6 +82,15 @@ def test_estimation_finds_a_bow() -> None:
     assert (middle - torch.tensor([10.0, 0.0, -1.5, 2.0])).abs().max() < 0.1
 
 
+def test_the_search_sees_colour() -> None:
+    """A picture whose grey is the same everywhere: only colours tell where it goes."""
+    picture = smooth_picture(96)
+    picture = picture - picture.mean(dim=1, keepdim=True)
+    motion = 8 * estimate_motion(picture, moved(picture, (16.0, -8.0), (0.0, 0.0)))
+    middle = motion[0, :2, 4:8, 4:8].flatten(1).mean(dim=1)
+    assert (middle - torch.tensor([16.0, -8.0])).abs().max() < 2
+
+
 def test_estimation_mends_the_picture() -> None:
     """A rotation, which no single way describes: what is left after the warp is far smaller."""
     picture, frames = smooth_picture(96), []

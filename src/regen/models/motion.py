@@ -74,13 +74,18 @@ def estimate_motion(picture: torch.Tensor, chunk: torch.Tensor) -> torch.Tensor:
     Choice: motion is estimated by search among straight ways, then by Gauss-Newton steps, coarse to
     fine (Lucas & Kanade, 1981). It descends on what the decoder will do, needs no training, and
     does the same at any size; a network is slow to learn it from nothing.
+
+    The search sees colour: grass and fur of one grey are not each other. The steps see grey, which
+    is a third of the work, and end near where they began.
     """
     ratio = chunk.shape[2] - 1
     grey = picture.float().mean(dim=1, keepdim=True)
     every = _seen(chunk, torch.arange(1, ratio + 1))
     spread = {math.ceil(ratio * n / NUM_SEARCHED) for n in range(1, NUM_SEARCHED + 1)}
-    some = _seen(chunk, torch.tensor(sorted(spread)))
-    motion = _search(grey, *some, ratio)
+    frames = torch.tensor(sorted(spread))
+    some = _seen(chunk, frames)
+    coloured = chunk[:, :, frames.to(chunk.device)].float()
+    motion = _search(picture.float(), coloured, some[1], ratio)
     for scale, num_iterations, window, is_all in REFINEMENTS:
         seen = every if is_all else some
         motion = _refine(motion, grey, *seen, ratio, scale, num_iterations, window)
@@ -114,11 +119,12 @@ def _median(motion: torch.Tensor) -> torch.Tensor:
 
 
 def _search(
-    grey: torch.Tensor, frames: torch.Tensor, frame_times: torch.Tensor, ratio: int
+    picture: torch.Tensor, frames: torch.Tensor, frame_times: torch.Tensor, ratio: int
 ) -> torch.Tensor:
     """The best straight way of each place, with its neighbours' help: coarse, then about that."""
-    pictures = grey, frames, frame_times, ratio
-    still = torch.zeros(len(grey), 2, *(side // PLACE for side in grey.shape[-2:])).to(grey)
+    pictures = picture, frames, frame_times, ratio
+    still = torch.zeros(len(picture), 2, *(side // PLACE for side in picture.shape[-2:]))
+    still = still.to(picture)
     coarse, _ = _best_way(still, *pictures, COARSE_SCALE, COARSE_RANGE, COARSE_STEP)
     way, cost = _best_way(_median(coarse), *pictures, FINE_SCALE, FINE_RANGE, FINE_STEP)
     slow, slow_cost = _best_way(still, *pictures, FINE_SCALE, FINE_RANGE, FINE_STEP)
@@ -128,7 +134,7 @@ def _search(
 
 def _best_way(
     start: torch.Tensor,
-    grey: torch.Tensor,
+    picture: torch.Tensor,
     frames: torch.Tensor,
     frame_times: torch.Tensor,
     ratio: int,
@@ -136,10 +142,14 @@ def _best_way(
     reach: int,
     step: int,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The best of `start` `[B, 2, h, w]` in pixels and its neighbours; its cost `[B, h, w]`."""
-    small, targets = _shrink(grey, scale), _shrink(frames, scale)
-    num_frames, height, width = targets.shape[1:]
-    offsets = torch.arange(-reach, reach + 1, step, device=grey.device).float()
+    """The best of `start` `[B, 2, h, w]` in pixels and its neighbours; its cost `[B, h, w]`.
+
+    `picture` `[B, C, H, W]` is to become `frames` `[B, C, F, H, W]`.
+    """
+    small = _shrink(picture, scale)
+    targets = _shrink(frames.flatten(1, 2), scale).unflatten(1, frames.shape[1:3])
+    num_frames, height, width = targets.shape[2:]
+    offsets = torch.arange(-reach, reach + 1, step, device=picture.device).float()
     candidates = torch.cartesian_prod(offsets, offsets)[:, :, None, None]  # [n, 2, 1, 1] pixels
     basis = motion_basis(frame_times, ratio)[..., 0]  # [B, F]
     costs = []
@@ -148,8 +158,8 @@ def _best_way(
         lengths = ways.square().sum(dim=2).sqrt()
         fine = F.interpolate(ways.flatten(0, 1), (height, width)).unflatten(0, ways.shape[:2])
         field = torch.einsum("bf,bndhw->bnfdhw", basis, fine / scale).flatten(1, 2)
-        seen = warp(small, field)[:, 0].unflatten(1, (len(group), num_frames))
-        error = (seen - targets[:, None]).square().mean(dim=2)  # [B, n, H / scale, W / scale]
+        seen = warp(small, field).unflatten(2, (len(group), num_frames))  # [B, C, n, F, ...]
+        error = (seen - targets[:, :, None]).square().mean(dim=(1, 3))  # [B, n, H/scale, W/scale]
         costs.append(_window_mean(_shrink(error, PLACE // scale), 3) + SEARCH_PENALTY * lengths)
     cost, best = torch.cat(costs, dim=1).min(dim=1)  # [B, h, w]
     offset = rearrange(candidates[best][..., 0, 0], "b h w d -> b d h w")
