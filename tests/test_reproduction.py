@@ -48,6 +48,7 @@ def small_runs(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(
         training, "SMALL", {"crop": 32, "video_batch_size": 2, "image_batch_size": 2}
     )
+    AcceleratorState._reset_state(reset_partial_state=True)  # another file's may be left
     yield
     AcceleratorState._reset_state(reset_partial_state=True)
 
