@@ -136,6 +136,15 @@ class TrainingBatches(Dataset[Batch]):
         ]
         return torch.stack(samples)
 
+    def video(self, rng: np.random.Generator) -> torch.Tensor:
+        """uint8 `[1, 3, k + 1, H, W]`: the chunk of a video to reconstruct.
+
+        Clips that cannot be read are passed over; the batches count them.
+        """
+        bucket = self.video_bucket(rng)
+        bad: list[str] = []
+        return self._sample(lambda: self._video(rng, "reconstruction", bucket), bad)[0][None]
+
     def image_bucket(self, rng: np.random.Generator) -> Bucket:
         """What the images of a batch have in common."""
         if self.config.shapes == "square":

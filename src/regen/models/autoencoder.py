@@ -33,6 +33,7 @@ from regen.models.encoder import REGENEncoder
 from regen.models.motion import MOTION_CHANNELS
 from regen.models.picture import PATCH
 from regen.models.shortcut import LinearDecoder, MotionShortcut
+from regen.models.temporal import TemporalCodec
 
 # Deviation of pixels about grey, and about the shortcut's picture (on training crops: 27 dB).
 PIXEL_DEVIATION = 0.5
@@ -56,7 +57,9 @@ class AutoencoderREGEN(ModelMixin, AutoencoderMixin, ConfigMixin):
     `temporal_compression_ratio` is k. `encoder_*`: see `REGENEncoder`. The decoder is `num_layers`
     blocks of `num_attention_heads` x `attention_head_dim`; `attention_window` None is the paper's
     full attention; `motion_shortcut` see `regen.models.shortcut`, `picture_width` and
-    `picture_blocks` (encoder, decoder) `regen.models.picture`; `prediction_type` see `regen.flow`.
+    `picture_blocks` (encoder, decoder) `regen.models.picture`, `temporal_*`
+    `regen.models.temporal` (0 coefficients: a linear code in its place); `prediction_type` see
+    `regen.flow`.
     `conditioning_type` "in_context" is the paper's ablation (Tab. 3) instead of Eq. 5.
 
     Raises ValueError for a configuration that cannot work.
@@ -88,6 +91,9 @@ class AutoencoderREGEN(ModelMixin, AutoencoderMixin, ConfigMixin):
         motion_shortcut: bool = False,
         picture_width: int = 128,
         picture_blocks: Sequence[int] = (3, 4),
+        temporal_coefficients: int = 0,
+        temporal_width: int = 136,
+        temporal_blocks: Sequence[int] = (2, 5),
         prediction_type: str = "sample",
         conditioning_type: str = "content_aware",
     ) -> None:
@@ -153,16 +159,29 @@ class AutoencoderREGEN(ModelMixin, AutoencoderMixin, ConfigMixin):
         self.linear_decoder: LinearDecoder | None = None
         if motion_shortcut:
             num_encoder_blocks, num_decoder_blocks = picture_blocks
+            codec = None
+            if temporal_coefficients:
+                num_temporal_encoder_blocks, num_temporal_decoder_blocks = temporal_blocks
+                codec = TemporalCodec(
+                    temporal_compression_ratio,
+                    latent_channels - MOTION_CHANNELS,
+                    latent_channels + MOTION_CHANNELS,
+                    temporal_coefficients,
+                    temporal_width,
+                    (num_temporal_encoder_blocks, num_temporal_decoder_blocks),
+                )
+            else:
+                self.linear_decoder = LinearDecoder(
+                    2 * latent_channels - MOTION_CHANNELS,
+                    temporal_compression_ratio,
+                    min(self.geometry.chunk_length, MAX_COSINES),
+                )
             self.shortcut = MotionShortcut(
                 latent_channels,
                 temporal_compression_ratio,
                 picture_width,
                 (num_encoder_blocks, num_decoder_blocks),
-            )
-            self.linear_decoder = LinearDecoder(
-                2 * latent_channels - MOTION_CHANNELS,
-                temporal_compression_ratio,
-                min(self.geometry.chunk_length, MAX_COSINES),
+                codec,
             )
             nn.init.zeros_(self.encoder.conv_out.weight)
             nn.init.zeros_(self.encoder.conv_out.bias)  # type: ignore[arg-type]
@@ -224,8 +243,10 @@ class AutoencoderREGEN(ModelMixin, AutoencoderMixin, ConfigMixin):
 
         None in a model without. `frame_times` `[B, F]` in frames from the start of the chunk.
         """
-        if self.shortcut is None or self.linear_decoder is None:
+        if self.shortcut is None:
             return None
+        if self.linear_decoder is None:
+            return self.shortcut(latents, frame_times)
         residual = self.linear_decoder(self.shortcut.codes(latents), frame_times)
         return self.shortcut(latents, frame_times) + residual.float()
 

@@ -69,10 +69,14 @@ def tiny_8x() -> dict[str, Any]:
 
 
 def tiny_32x() -> dict[str, Any]:
-    """`tiny_8x` for chunks of 33 frames: two more halvings of time, at less width."""
+    """`tiny_8x` for chunks of 33 frames: a temporal codec, and less of everything else."""
     return tiny_8x() | {
         "temporal_compression_ratio": 32,
-        "encoder_block_out_channels": (32,) * 6,
+        "temporal_coefficients": 384,
+        "num_layers": 1,
+        "num_attention_heads": 3,
+        "mlp_ratio": 2.0,
+        "encoder_block_out_channels": (16,) * 6,
         "encoder_strides": ((2, 1), (2, 1), (2, 1), (2, 1), (2, 1), (1, 1)),
     }
 

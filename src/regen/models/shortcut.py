@@ -1,8 +1,9 @@
 """Shortcuts around encoder and decoder: motion-compensated coding, where the model starts.
 
 The first frame goes through a picture codec (`regen.models.picture`), each later frame is that
-picture warped by four motion numbers a place (`regen.models.motion`), and a linear code says what
-is left. `regen.training.shortcut_init` solves for the linear parts.
+picture warped by four motion numbers a place (`regen.models.motion`), and codes say what is left:
+a linear one (`LinearDecoder`; `regen.training.shortcut_init` solves for it), or those of a
+`regen.models.temporal.TemporalCodec`, which is trained.
 
 Choice: the tiny presets have shortcuts around encoder and decoder. The paper has none; the idea is
 DC-AE's residual autoencoding. What classical coding can do, the model does from the first step, and
@@ -17,6 +18,7 @@ from torch import nn
 
 from regen.models.motion import MOTION_CHANNELS, displacement, estimate_motion, warp
 from regen.models.picture import PATCH, PictureCodec, convolve, repeat_edges, to_patches
+from regen.models.temporal import TemporalCodec
 
 RESIDUAL_CHANNELS = 1
 MOTION_UNIT = 2.0  # pixels
@@ -30,10 +32,11 @@ def cosine_basis(frame_times: torch.Tensor, num_cosines: int, ratio: int) -> tor
 
 
 class MotionShortcut(nn.Module):
-    """The fixed half: chunk -> raw latents, and raw latents -> the warped first frame.
+    """The fixed half: chunk -> raw latents, and raw latents -> the warped first frame, corrected.
 
-    z_c: the first `latent_channels` codes of frame 0. z_m: 4 of motion, then more codes of frame 0
-    (its detail), then RESIDUAL_CHANNELS of what the warp leaves.
+    z_c: the first `latent_channels` codes of frame 0. z_m: 4 of motion; then, without a `temporal`
+    codec, more codes of frame 0 (its detail) and RESIDUAL_CHANNELS of what the warp leaves; with
+    one, its codes.
 
     Choice: z_m also carries detail of frame 0. Four motion numbers and one of what they leave are
     worth more than eight of the latter, and the rest is best spent on the picture that is warped.
@@ -47,7 +50,12 @@ class MotionShortcut(nn.Module):
     """
 
     def __init__(
-        self, latent_channels: int, ratio: int, width: int, num_blocks: tuple[int, int]
+        self,
+        latent_channels: int,
+        ratio: int,
+        width: int,
+        num_blocks: tuple[int, int],
+        temporal: TemporalCodec | None = None,
     ) -> None:
         super().__init__()
         self.ratio = ratio
@@ -57,8 +65,13 @@ class MotionShortcut(nn.Module):
             raise ValueError(
                 f"motion_shortcut takes at least {least} latent_channels, got {latent_channels}"
             )
+        self.temporal = temporal
+        self.residual: nn.Conv2d | None = None
+        if temporal is None:
+            self.residual = nn.Conv2d(ratio * 3 * PATCH**2, RESIDUAL_CHANNELS, 1)
+        else:
+            self.num_details = 0
         self.picture = PictureCodec(latent_channels + self.num_details, width, *num_blocks)
-        self.residual = nn.Conv2d(ratio * 3 * PATCH**2, RESIDUAL_CHANNELS, 1)
         self.requires_grad_(False)
 
     def encode(self, chunk: torch.Tensor) -> torch.Tensor:
@@ -66,31 +79,64 @@ class MotionShortcut(nn.Module):
         dtype, chunk = chunk.dtype, chunk.float()
         with torch.autocast(chunk.device.type, enabled=False):
             codes = self.picture.encode(chunk[:, :, 0])
-            content, details = codes[:, : -self.num_details], codes[:, -self.num_details :]
+            num_content = codes.shape[1] - self.num_details
+            content, details = codes[:, :num_content], codes[:, num_content:]
             if chunk.shape[2] == 1:
                 return content[:, :, None].to(dtype)
-            picture = self.picture.decode(codes)
-            pixels = PATCH * estimate_motion(picture, chunk)
-            motion = torch.asinh(pixels / MOTION_UNIT).clamp(-MAX_MOTION, MAX_MOTION)
-            times = torch.arange(1, self.ratio + 1, device=chunk.device).expand(len(chunk), -1)
-            seen = self._warp(picture, motion, times)
-            residual = convolve(self.residual, to_patches(chunk[:, :, 1:] - seen))
-            moving = torch.cat([motion, details, residual], dim=1)
+            picture, motion, seen = self.warped(chunk, codes)
+            later = chunk[:, :, 1:]
+            if self.temporal is None:
+                assert self.residual is not None
+                left = convolve(self.residual, to_patches(later - seen))
+            else:
+                left = self.temporal.encode(
+                    self.temporal.coefficients(later),
+                    self.temporal.coefficients(seen),
+                    self.temporal.picture_coefficients(picture),
+                )
+            moving = torch.cat([motion, details, left], dim=1)
             return torch.stack([content, moving], dim=2).to(dtype)
 
+    def warped(
+        self, chunk: torch.Tensor, codes: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Of `chunk` `[B, 3, k + 1, H, W]`: frame 0 as its `codes` draw it, its motion latent
+        `[B, 4, h, w]`, and frames 1 to k as both draw them."""
+        picture = self.picture.decode(codes)
+        pixels = PATCH * estimate_motion(picture, chunk)
+        motion = torch.asinh(pixels / MOTION_UNIT).clamp(-MAX_MOTION, MAX_MOTION)
+        return picture, motion, self._warp(picture, motion, self._later_times(chunk))
+
     def codes(self, latents: torch.Tensor) -> torch.Tensor:
-        """All linear codes, that is all but the motion: `[B, 8, 2, h, w]` -> `[B, 12, h, w]`."""
+        """All codes, that is all but the motion: `[B, 8, 2, h, w]` -> `[B, 12, h, w]`."""
         return torch.cat([latents[:, :, 0], latents[:, MOTION_CHANNELS:, 1]], dim=1)
 
     def forward(self, latents: torch.Tensor, frame_times: torch.Tensor) -> torch.Tensor:
         """Raw `latents` `[B, 8, 2, h, w]` -> frame 0 as seen at `frame_times` `[B, F]`.
 
-        `[B, 3, F, H, W]`, float32.
+        `[B, 3, F, H, W]`, float32; with what a temporal codec adds to it.
         """
         latents = latents.float()
+        content, motion = latents[:, :, 0], latents[:, :MOTION_CHANNELS, 1]
+        left = latents[:, MOTION_CHANNELS + self.num_details :, 1]
         with torch.autocast(latents.device.type, enabled=False):
-            picture = self.picture.decode(self.codes(latents)[:, :-RESIDUAL_CHANNELS])
-            return self._warp(picture, latents[:, :MOTION_CHANNELS, 1], frame_times)
+            details = latents[:, MOTION_CHANNELS : MOTION_CHANNELS + self.num_details, 1]
+            picture = self.picture.decode(torch.cat([content, details], dim=1))
+            seen = self._warp(picture, motion, frame_times)
+            if self.temporal is None or not (frame_times > 0).any():
+                return seen
+            every = self._warp(picture, motion, self._later_times(latents))
+            added = self.temporal.decode(
+                left,
+                torch.cat([content, motion], dim=1),
+                self.temporal.coefficients(every),
+                self.temporal.picture_coefficients(picture),
+            )
+            return seen + self.temporal.draw(added, frame_times)
+
+    def _later_times(self, batch: torch.Tensor) -> torch.Tensor:
+        """Times of frames 1 to k, `[B, k]`."""
+        return torch.arange(1, self.ratio + 1, device=batch.device).expand(len(batch), -1)
 
     def _warp(
         self, picture: torch.Tensor, motion: torch.Tensor, frame_times: torch.Tensor

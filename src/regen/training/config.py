@@ -119,6 +119,11 @@ class TrainConfig(RunConfig):
     """What the decoder predicts. epsilon trains without the shortcuts of a preset."""
     picture_steps: int = 10000
     """Iterations before the others, on pictures alone, of a tiny preset's picture codec."""
+    temporal_steps: int = 8000
+    """Iterations after those on pictures, of a preset's temporal codec (tiny_32x)."""
+    temporal_chunks: int = 8000
+    """Chunks that the temporal codec learns from; OUTPUT/temporal holds them, 0.6 MB each at the
+    default --crop."""
     video_batch_size: int = 8
     """Videos per iteration and process."""
     image_batch_size: int = 32
@@ -172,8 +177,9 @@ class TrainConfig(RunConfig):
                 if side % 32 or side < 32:
                     raise ValueError(f"--{name} is a multiple of 32, got {side}")
         super().check()
-        batches = ("picture_steps", "video_batch_size", "image_batch_size", "num_targets")
-        for name in batches:
+        stages = ("picture_steps", "temporal_steps", "temporal_chunks")
+        batches = ("video_batch_size", "image_batch_size", "num_targets")
+        for name in (*stages, *batches):
             self._check_range(name, 1, float("inf"))
         for name in ("validation_sources", "latent_noise"):
             self._check_range(name, 0, float("inf"))

@@ -52,6 +52,8 @@ def init_shortcuts(
     """
     shortcut, decoder = model.shortcut, model.linear_decoder
     assert shortcut is not None and decoder is not None and len(chunks)
+    code = shortcut.residual
+    assert code is not None
     length = model.geometry.chunk_length
     times = torch.arange(length, dtype=torch.float32)
     latents: list[torch.Tensor] = []  # without the residual codes, which are still to be found
@@ -64,14 +66,14 @@ def init_shortcuts(
             seen.append(shortcut(latents[-1], times.expand(len(video), -1)).half())
             yield rows(to_patches((video - seen[-1])[:, :, 1:]))
 
-    set_conv(shortcut.residual, *components(later_rows(), shortcut.residual.out_channels))
+    set_conv(code, *components(later_rows(), code.out_channels))
 
     def residuals() -> Iterable[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
         """Of each batch: the video, its codes, what the warp leaves."""
         for chunk, raw, picture in zip(chunks, latents, seen, strict=True):
             video = to_float(chunk)
             residual = video - picture
-            later = convolve(shortcut.residual, to_patches(residual[:, :, 1:]))
+            later = convolve(code, to_patches(residual[:, :, 1:]))
             codes = torch.cat([shortcut.codes(raw)[:, : -later.shape[1]], later], dim=1)
             yield video, codes, residual
 

@@ -32,6 +32,7 @@ from regen.training.perceptual import VGGDistance, pyramid_distance
 from regen.training.picture_stage import train_picture
 from regen.training.run import Learner, Run
 from regen.training.shortcut_init import init_shortcuts
+from regen.training.temporal_stage import train_temporal
 
 SHORTCUTS = ("shortcut.", "linear_decoder.")
 ENCODER = ("encoder.", "shortcut.")  # names of the parameters that make latents
@@ -108,9 +109,10 @@ def take_weights(model: Autoencoder, config: TrainConfig) -> list[str]:
     if predicts != wanted:
         raise ValueError(f"{config.init} predicts {predicts}: give --prediction-type {predicts}")
     state = model.state_dict()
+    given = source.state_dict() | _fewer_codes(source, model)
     fitting = {
         name: tensor
-        for name, tensor in source.state_dict().items()
+        for name, tensor in given.items()
         if name in state and tensor.shape == state[name].shape
     }
     model.load_state_dict(state | fitting)
@@ -123,6 +125,27 @@ def take_weights(model: Autoencoder, config: TrainConfig) -> list[str]:
             f"{config.preset} ({', '.join(changed[:3]) or 'another ratio'}): give its own --preset"
         )
     return new
+
+
+def _fewer_codes(source: Autoencoder, model: Autoencoder) -> dict[str, torch.Tensor]:
+    """The picture codec of `source` without the codes that `model` has no room for, by name.
+
+    Such a codec is also trained without them, from the last code on (FEWER_CODES_SHARE).
+    """
+    before, after = (getattr(one, "shortcut", None) for one in (source, model))
+    if before is None or after is None:
+        return {}
+    num_codes = after.picture.analysis.out_channels
+    if before.picture.analysis.out_channels <= num_codes:
+        return {}
+    with torch.no_grad():
+        state = before.picture.state_dict()
+        for name in ("analysis", "encoder.conv_out"):
+            for kind in ("weight", "bias"):
+                state[f"{name}.{kind}"] = state[f"{name}.{kind}"][:num_codes]
+        for name in ("synthesis.weight", "decoder.conv_in.weight"):
+            state[name] = state[name][:, :num_codes]
+    return {f"shortcut.picture.{name}": tensor for name, tensor in state.items()}
 
 
 def build_batches(config: TrainConfig, model: Autoencoder, clips: list[Clip]) -> TrainingBatches:
@@ -152,12 +175,13 @@ def start_shortcuts(
     accelerator: Accelerator,
     has_picture: bool,
 ) -> None:
-    """Train the picture codec, then solve the other shortcuts from the first video batches.
+    """Train the picture codec; then the temporal codec, or, in a model without, solve the linear
+    shortcuts from the first video batches.
 
-    `has_picture`: it is trained already. Every process trains it, the main one solves the others;
-    all take the main process' result.
+    `has_picture`: it is trained already. Every process trains, the main one solves; all take the
+    main process' result.
     """
-    assert model.shortcut is not None and model.linear_decoder is not None
+    assert model.shortcut is not None
     if not has_picture:
         train_picture(
             model.shortcut.picture,
@@ -169,11 +193,24 @@ def start_shortcuts(
             config.num_workers,
         )
     model.cpu()
-    if accelerator.is_main_process:
+    if model.shortcut.temporal is not None:
+        train_temporal(
+            model.shortcut,
+            batches,
+            config.temporal_chunks,
+            config.temporal_steps,
+            accelerator,
+            config.output / "temporal",
+            config.checkpoint_every,
+            config.num_workers,
+            tqdm,
+        )
+    elif accelerator.is_main_process:
         decibels = init_shortcuts(model, first_videos(model, batches), tqdm)
         accelerator.print(f"shortcuts start at {decibels:.2f} dB on training crops")
     for part in (model.shortcut, model.linear_decoder):
-        broadcast_module(part, accelerator)
+        if part is not None:
+            broadcast_module(part, accelerator)
 
 
 def first_videos(model: AutoencoderREGEN, batches: TrainingBatches) -> list[torch.Tensor]:
