@@ -4,7 +4,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from regen.models.motion import displacement, estimate_motion, motion_basis, warp
+from regen.models.motion import (
+    displacement,
+    estimate_motion,
+    motion_basis,
+    pack_terms,
+    unpack_terms,
+    warp,
+)
 from regen.models.shortcut import MotionShortcut
 
 
@@ -141,3 +148,34 @@ def test_gradients_reach_motion_and_codes() -> None:
 def test_too_few_channels() -> None:
     with pytest.raises(ValueError, match="at least 6 latent_channels, got 5"):
         MotionShortcut(5, 8, 8, (1, 1))
+
+
+def test_packed_terms_come_back() -> None:
+    """Way and bow are means; only what an odd last row or column cannot tell is lost."""
+    motion = torch.randn(2, 16, 3, 4, generator=torch.Generator().manual_seed(0))
+    places = pack_terms(motion, (6, 8))
+    assert places.shape == (2, 4, 6, 8)
+    assert torch.allclose(unpack_terms(places), motion, atol=1e-6)
+    assert torch.allclose(F.avg_pool2d(places, 2), motion[:, :4], atol=1e-6)
+    odd = unpack_terms(pack_terms(motion, (5, 7)))
+    assert torch.allclose(odd[..., :-1, :-1], motion[..., :-1, :-1], atol=1e-6)
+    assert torch.allclose(odd[:, :4], motion[:, :4], atol=1e-6)
+    assert torch.allclose(odd[:, 8:12, :-1], motion[:, 8:12, :-1], atol=1e-6)  # along y: there
+    assert odd[:, 4:8, :, -1].abs().max() < 1e-6 and odd[:, 12:, -1].abs().max() < 1e-6
+
+
+@pytest.mark.parametrize("size", [(64, 64), (40, 56)])
+def test_a_shake_is_found(size: tuple[int, int]) -> None:
+    """Eight terms follow what a way and a bow cannot."""
+    picture = smooth_picture(72)[..., : size[0], : size[1]]
+    times = torch.arange(33.0)[None]
+    way = torch.zeros(1, 16, 4, 4)
+    way[:, 0], way[:, 5], way[:, 8] = 0.3, 0.25, 0.2  # places: along x, a shake along y, along x
+    field = displacement(way, times, 32, grid=2)[..., : size[0], : size[1]]
+    chunk = warp(picture, field)
+    errors = []
+    for grid in (1, 2):
+        motion = estimate_motion(picture, chunk, grid)
+        seen = warp(picture, displacement(motion, times, 32, grid=grid)[..., : size[0], : size[1]])
+        errors.append((seen - chunk)[..., 8:-8, 8:-8].square().mean().item())
+    assert errors[1] < 0.1 * errors[0], errors

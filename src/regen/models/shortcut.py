@@ -16,7 +16,14 @@ import torch
 from einops import rearrange
 from torch import nn
 
-from regen.models.motion import MOTION_CHANNELS, displacement, estimate_motion, warp
+from regen.models.motion import (
+    MOTION_CHANNELS,
+    displacement,
+    estimate_motion,
+    pack_terms,
+    unpack_terms,
+    warp,
+)
 from regen.models.picture import PATCH, PictureCodec, convolve, repeat_edges, to_patches
 from regen.models.temporal import TemporalCodec
 
@@ -34,7 +41,8 @@ def cosine_basis(frame_times: torch.Tensor, num_cosines: int, ratio: int) -> tor
 class MotionShortcut(nn.Module):
     """The fixed half: chunk -> raw latents, and raw latents -> the warped first frame, corrected.
 
-    z_c: the first `latent_channels` codes of frame 0. z_m: 4 of motion; then, without a `temporal`
+    z_c: the first `latent_channels` codes of frame 0. z_m: 4 of motion (with a `temporal` codec, of
+    eight terms in time for each 2 x 2 places); then, without a `temporal`
     codec, more codes of frame 0 (its detail) and RESIDUAL_CHANNELS of what the warp leaves; with
     one, its codes.
 
@@ -66,6 +74,7 @@ class MotionShortcut(nn.Module):
                 f"motion_shortcut takes at least {least} latent_channels, got {latent_channels}"
             )
         self.temporal = temporal
+        self.grid = 1 if temporal is None else 2  # places on a side of the motion's grid
         self.residual: nn.Conv2d | None = None
         if temporal is None:
             self.residual = nn.Conv2d(ratio * 3 * PATCH**2, RESIDUAL_CHANNELS, 1)
@@ -103,8 +112,10 @@ class MotionShortcut(nn.Module):
         """Of `chunk` `[B, 3, k + 1, H, W]`: frame 0 as its `codes` draw it, its motion latent
         `[B, 4, h, w]`, and frames 1 to k as both draw them."""
         picture = self.picture.decode(codes)
-        pixels = PATCH * estimate_motion(picture, chunk)
+        pixels = PATCH * estimate_motion(picture, chunk, self.grid)
         motion = torch.asinh(pixels / MOTION_UNIT).clamp(-MAX_MOTION, MAX_MOTION)
+        if self.grid > 1:
+            motion = pack_terms(motion, (picture.shape[-2] // PATCH, picture.shape[-1] // PATCH))
         return picture, motion, self._warp(picture, motion, self._later_times(chunk))
 
     def codes(self, latents: torch.Tensor) -> torch.Tensor:
@@ -141,8 +152,11 @@ class MotionShortcut(nn.Module):
     def _warp(
         self, picture: torch.Tensor, motion: torch.Tensor, frame_times: torch.Tensor
     ) -> torch.Tensor:
+        if self.grid > 1:
+            motion = unpack_terms(motion)
         places = torch.sinh(motion.clamp(-MAX_MOTION, MAX_MOTION)) * (MOTION_UNIT / PATCH)
-        return warp(picture, displacement(places, frame_times, self.ratio))
+        field = displacement(places, frame_times, self.ratio, grid=self.grid)
+        return warp(picture, field[..., : picture.shape[-2], : picture.shape[-1]])
 
 
 class LinearDecoder(nn.Module):
