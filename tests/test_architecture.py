@@ -51,8 +51,14 @@ RESERVED = {
     "transformers": {"text"},
     "safetensors.safe_open": {
         *("latents", "training/checkpoint", "training/perceptual", "cache/shards"),
+        "training/temporal_stage",
     },
-    "safetensors.torch.save_file": {"latents", "training/checkpoint", "cache/shards"},
+    "safetensors.torch.save_file": {
+        "latents",
+        "training/checkpoint",
+        "training/temporal_stage",
+        "cache/shards",
+    },
     "safetensors.torch.load_file": set(),
     "PIL.Image.open": {"video"},
 }

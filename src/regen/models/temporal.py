@@ -1,12 +1,13 @@
 """The temporal codec: what the warp of the first frame leaves of a chunk -> codes -> a correction.
 
-Frames 1 to k are cosines in time of discrete cosines in 8 x 8 pixels of three colour axes. A fixed
-choice of these coefficients, those that vary most, is all that the codec knows of the chunk: so
+Frames 1 to k are cosines in time of discrete cosines in 8 x 8 pixels of three colour axes. The
+coefficients that vary most, always the same, are all that the codec knows of the chunk: so
 that 33 frames are a few hundred numbers a place, not 6,336, and its networks are convolutions at an
 eighth of the size. A linear codec with a network beside each half, as the picture codec is.
 
 Choice: at k = 32 the codes of z_m beside the motion come from a network that sees the whole chunk.
-A way and a bow for 33 frames are wrong nearly everywhere at once; what they leave is most of it.
+Eight terms of motion for 33 frames are wrong nearly everywhere at once; what they leave is most of
+it.
 """
 
 import math
