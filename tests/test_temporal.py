@@ -77,6 +77,27 @@ def test_networks_start_as_nothing() -> None:
     assert not one.decode(torch.zeros(2, 4, 4, 4), conditions, planes, picture).any()
 
 
+def test_refined_codes_decode_better_whoever_else_is_there() -> None:
+    one = codec()
+    torch.nn.init.normal_(one.decoder.conv_out.weight, std=0.1)
+    generator = torch.Generator().manual_seed(0)
+    chunk, base = torch.randn(2, 2, 96, 4, 4, generator=generator)
+    picture, conditions = torch.randn(2, VALUES, 4, 4), torch.randn(2, 12, 4, 4)
+    with torch.inference_mode():  # as the command line runs it
+        codes = one.encode(chunk, base, picture)
+        refined = one.refine(codes, conditions, chunk, base, picture)
+        errors = [
+            (base + one.decode(these, conditions, base, picture) - chunk).square().sum((1, 2, 3))
+            for these in (codes, refined)
+        ]
+        given = (conditions[1:], 5 * chunk[1:], base[1:], picture[1:])
+        alone = one.refine(codes[1:], conditions[1:], chunk[1:], base[1:], picture[1:])
+        other = one.refine(codes[1:], *given)
+    assert (errors[1] < errors[0]).all(), errors
+    assert torch.allclose(alone, refined[1:], atol=1e-4)
+    assert not torch.allclose(other, alone, atol=1e-2)
+
+
 def model_of(preset: dict, **changes) -> AutoencoderREGEN:
     torch.manual_seed(0)
     return AutoencoderREGEN(**(preset | {"temporal_coefficients": 96, "temporal_width": 8}))

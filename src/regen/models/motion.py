@@ -27,11 +27,11 @@ FINE_SCALE, FINE_RANGE, FINE_STEP = 4, 8, 4  # about the best of the coarse, and
 SEARCH_GROUP = 64  # displacements compared at once
 SEARCH_PENALTY = 8e-6  # squared error in [-1, 1] units that a pixel of displacement must gain
 # By the places on a side of the grid. Later frames that search and coarse steps look at:
-NUM_SEARCHED = {1: 4, 2: 8}
+NUM_SEARCHED = {1: 4, 2: 16}
 # Scale, iterations, window in places of the grid, whether at all frames:
 REFINEMENTS = {
     1: ((4, 4, 3, False), (2, 4, 3, False), (2, 4, 1, True), (1, 8, 1, True)),
-    2: ((4, 6, 3, False), (2, 32, 1, True), (1, 4, 1, True)),
+    2: ((4, 8, 3, False), (2, 8, 3, False), (2, 24, 1, True), (1, 16, 1, True)),
 }
 MOMENTUM = 0.7
 DAMPING = 5e-5  # of the squared gradient of the picture, in [-1, 1] units per pixel

@@ -98,11 +98,13 @@ class MotionShortcut(nn.Module):
                 assert self.residual is not None
                 left = convolve(self.residual, to_patches(later - seen))
             else:
-                left = self.temporal.encode(
+                given = (
                     self.temporal.coefficients(later),
                     self.temporal.coefficients(seen),
                     self.temporal.picture_coefficients(picture),
                 )
+                conditions = torch.cat([content, motion], dim=1)
+                left = self.temporal.refine(self.temporal.encode(*given), conditions, *given)
             moving = torch.cat([motion, details, left], dim=1)
             return torch.stack([content, moving], dim=2).to(dtype)
 

@@ -23,6 +23,7 @@ VALUES = 3 * PATCH**2  # of a place in one frame
 NETWORK_SCALE = 0.3  # of the networks' outputs, in deviations of what the warp leaves
 TIME_BANDS = (1, 2, 4, 8, 16)  # from these orders in time on, a gate of its own
 SPACE_BANDS = (1, 2, 4)  # and from these sums of orders along x and y
+REFINEMENT_STEPS, REFINEMENT_RATE, REFINEMENT_BETAS = 8, 0.15, (0.8, 0.95)
 NUM_GATES = 2 * (len(TIME_BANDS) + 1) * (len(SPACE_BANDS) + 1)
 
 
@@ -141,6 +142,31 @@ class TemporalCodec(nn.Module):
             dim=1,
         )
         return convolve(self.analysis, left) + self.encoder(seen).float()
+
+    def refine(
+        self,
+        codes: torch.Tensor,
+        conditions: torch.Tensor,
+        chunk: torch.Tensor,
+        base: torch.Tensor,
+        picture: torch.Tensor,
+    ) -> torch.Tensor:
+        """`codes` of `encode`, brought nearer to those that decode best: steps of Adam.
+
+        Choice: the temporal codec's encoder ends with eight steps of descent through its decoder. A
+        network gives the same codes at once only after far longer training; it is worth 0.1 dB.
+        """
+        with torch.inference_mode(False), torch.enable_grad():
+            given = [one.detach().clone() for one in (conditions, base, picture)]
+            left = chunk.detach().clone() - given[1]
+            codes = codes.detach().clone().requires_grad_(True)
+            optimizer = torch.optim.Adam([codes], REFINEMENT_RATE, REFINEMENT_BETAS)
+            for _ in range(REFINEMENT_STEPS):
+                errors = (self.decode(codes, *given) - left).square().sum(dim=(1, 2, 3))
+                # Each sample over its own error: so that no other in the batch matters to it.
+                (codes.grad,) = torch.autograd.grad((errors / errors.detach()).sum(), codes)
+                optimizer.step()
+        return codes.detach()
 
     def decode(
         self,
