@@ -87,7 +87,11 @@ def test_chunks_side_by_side_are_those_one_by_one(small_model: AutoencoderREGEN)
 def test_workers_read_batches_with_masks(cached: Path) -> None:
     dataset = LatentDataset(cached)
     _ = dataset[0]  # an open shard must not cross to the worker
-    batches = list(DataLoader(dataset, batch_size=4, collate_fn=collate, num_workers=1))
+    # Not forked: a fork after the text encoder's threads have run hangs on some machines.
+    loader = DataLoader(
+        dataset, batch_size=4, collate_fn=collate, num_workers=1, multiprocessing_context="spawn"
+    )
+    batches = list(loader)
     assert [key for batch in batches for key in batch["key"]] == [
         f"clip-{index:06d}.mp4" for index in range(NUM)
     ]
