@@ -71,7 +71,12 @@ def test_same_seed_same_video_and_save_and_load(
 ) -> None:
     video = run(pipeline, num_frames=9)
     assert torch.equal(run(pipeline, num_frames=9), video)
-    assert torch.equal(run(load_pipeline(str(folder)), num_frames=9), video)
+    loaded = load_pipeline(str(folder))
+    for module in ("transformer", "vae", "text_encoder"):
+        before, after = (getattr(one, module).state_dict() for one in (pipeline, loaded))
+        assert all(torch.equal(after[name], tensor) for name, tensor in before.items()), module
+    # What is mapped from a file lies at other addresses, and sums come in another order: 2e-6 here.
+    assert torch.allclose(run(loaded, num_frames=9), video, atol=1e-4)
     other = run(pipeline, num_frames=9, generator=torch.Generator().manual_seed(SEED + 1))
     assert not torch.equal(other, video)
 
