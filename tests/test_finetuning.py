@@ -77,6 +77,27 @@ def test_a_whole_model_goes_on_from_another(clips: Path, base: Path, tmp_path: P
         assert torch.allclose(state[f"model.{name}"], tensor, atol=1e-6), name
 
 
+def test_a_temporal_codec_on_another_model_s_pictures(
+    clips: Path, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Content is that of the model it starts from, of fewer codes; the run has its two stages."""
+    temporal = {"temporal_coefficients": 48, "temporal_width": 8, "temporal_blocks": (1, 1)}
+    monkeypatch.setitem(PRESETS, "temporal", lambda: small_train.TEST_PRESET | temporal)
+    config = config_of(clips, tmp_path / "run", init=str(base), preset="temporal")
+    train(replace(config, temporal_chunks=9, temporal_steps=2, train_only="all"))
+    assert not (config.output / "picture").exists()
+    assert len(list((config.output / "temporal" / "examples").glob("*.safetensors"))) == 9
+    before, after = load_model(str(base)), load_model(str(config.output / "model"))
+    assert after.shortcut.picture.analysis.out_channels == 8
+    assert before.shortcut.picture.analysis.out_channels == 11
+    picture = torch.rand(1, 3, 1, 32, 32) * 2 - 1
+    with torch.no_grad():
+        content = [model.shortcut.encode(picture)[:, :, 0] for model in (before, after)]
+        drawn = before.shortcut.picture.decode(torch.cat([content[0], content[0][:, :3] * 0], 1))
+        assert torch.allclose(*content, atol=1e-5)
+        assert torch.allclose(after.shortcut.picture.decode(content[1]), drawn, atol=1e-5)
+
+
 def test_another_ratio(clips: Path, base: Path, tmp_path: Path, capfd) -> None:
     """What does not fit is named and starts anew; the picture codec fits and is kept."""
     config = config_of(clips, tmp_path / "run", preset="test4", init=str(base), steps=2)

@@ -122,7 +122,7 @@ class TrainConfig(RunConfig):
     temporal_steps: int = 8000
     """Iterations after those on pictures, of a preset's temporal codec (tiny_32x)."""
     temporal_chunks: int = 8000
-    """Chunks that the temporal codec learns from; OUTPUT/temporal holds them, 0.6 MB each at the
+    """Chunks that the temporal codec learns from; OUTPUT/temporal holds them, 0.3 MB each at the
     default --crop."""
     video_batch_size: int = 8
     """Videos per iteration and process."""
