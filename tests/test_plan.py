@@ -143,6 +143,14 @@ def test_the_plan_adds_up(monkeypatch: pytest.MonkeyPatch) -> None:
     assert int(rows["cost"].split()[0].replace(",", "")) == pytest.approx(3 * hours, rel=0.02)
 
 
+@pytest.mark.parametrize("preset", ["tiny_8x", "tiny_32x"])
+def test_a_model_with_shortcuts_is_counted(preset: str) -> None:
+    """On fake tensors: nothing of it may depend on what a tensor holds."""
+    parameters = dict(plan(replace(SMALL_PLAN, preset=preset)))["parameters"]
+    expected = sum(one.numel() for one in AutoencoderREGEN(**PRESETS[preset]()).parameters())
+    assert f"{expected:,}" in parameters
+
+
 def test_what_does_not_fit_comes_with_advice() -> None:
     with torch.device("meta"):
         state = state_bytes(AutoencoderREGEN(**SMALL_PAPER), 4, "none")

@@ -122,6 +122,11 @@ def test_a_model_with_it() -> None:
     whole = model.predict_shortcut(raw, times)
     assert torch.allclose(whole[:, :, 4:5], model.predict_shortcut(raw, times[:, 4:5]), atol=1e-5)
     assert some.shape == (1, 3, 3, 40, 56)
+    # To an image, whose motion latent is a constant, the codec adds nothing.
+    image = model.fill_motion(raw[:, :, :1])
+    as_image, as_chunk = (model.predict_shortcut(image, times, one) for one in (True, False))
+    assert torch.allclose(as_image, as_image[:, :, :1].expand_as(as_image), atol=1e-5)
+    assert not torch.allclose(as_chunk, as_image, atol=1e-3)
 
 
 # --- its stage of the training ---

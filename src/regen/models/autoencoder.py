@@ -237,16 +237,17 @@ class AutoencoderREGEN(ModelMixin, AutoencoderMixin, ConfigMixin):
         return trust * noisy_video.float() + scale * output
 
     def predict_shortcut(
-        self, latents: torch.Tensor, frame_times: torch.Tensor
+        self, latents: torch.Tensor, frame_times: torch.Tensor, is_image: bool = False
     ) -> torch.Tensor | None:
         """The shortcut's video `[B, 3, F, H, W]`, float32, from raw latents `[B, 8, 2, h, w]`.
 
-        None in a model without. `frame_times` `[B, F]` in frames from the start of the chunk.
+        None in a model without. `frame_times` `[B, F]` in frames from the start of the chunk;
+        `is_image`: the motion latent is the constant of images.
         """
         if self.shortcut is None:
             return None
         if self.linear_decoder is None:
-            return self.shortcut(latents, frame_times)
+            return self.shortcut(latents, frame_times, is_image)
         residual = self.linear_decoder(self.shortcut.codes(latents), frame_times)
         return self.shortcut(latents, frame_times) + residual.float()
 
@@ -337,7 +338,7 @@ class AutoencoderREGEN(ModelMixin, AutoencoderMixin, ConfigMixin):
             (latents.shape[0], 3, len(times), height, width), dtype=torch.float32
         )
         for index in chunk_index.unique().tolist():
-            chunk_latents = self.fill_motion(raw_latents[:, :, 2 * index : 2 * index + 2])
+            chunk_latents = raw_latents[:, :, 2 * index : 2 * index + 2]
             wanted = (chunk_index == index).nonzero()[:, 0]
             # Choice: at most k + 1 frames are generated together; more times make more groups. The
             # cost of attention grows with the square of their number.
@@ -355,6 +356,8 @@ class AutoencoderREGEN(ModelMixin, AutoencoderMixin, ConfigMixin):
         num_inference_steps: int,
         generator: torch.Generator | None,
     ) -> torch.Tensor:
+        is_image = raw_latents.shape[2] == 1
+        raw_latents = self.fill_motion(raw_latents)
         batch, _, _, rows, columns = raw_latents.shape
         window = self.config.attention_window or 1
         raw_latents = F.pad(
@@ -366,7 +369,7 @@ class AutoencoderREGEN(ModelMixin, AutoencoderMixin, ConfigMixin):
             shape, generator=generator, device=raw_latents.device, dtype=torch.float32
         )
         prediction_type = self.config.prediction_type
-        prior = self.predict_shortcut(raw_latents, frame_times)
+        prior = self.predict_shortcut(raw_latents, frame_times, is_image)
 
         def denoise(noisy: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
             video = noisy.to(self.dtype)

@@ -124,10 +124,13 @@ class MotionShortcut(nn.Module):
         """All codes, that is all but the motion: `[B, 8, 2, h, w]` -> `[B, 12, h, w]`."""
         return torch.cat([latents[:, :, 0], latents[:, MOTION_CHANNELS:, 1]], dim=1)
 
-    def forward(self, latents: torch.Tensor, frame_times: torch.Tensor) -> torch.Tensor:
+    def forward(
+        self, latents: torch.Tensor, frame_times: torch.Tensor, is_image: bool = False
+    ) -> torch.Tensor:
         """Raw `latents` `[B, 8, 2, h, w]` -> frame 0 as seen at `frame_times` `[B, F]`.
 
-        `[B, 3, F, H, W]`, float32; with what a temporal codec adds to it.
+        `[B, 3, F, H, W]`, float32; with what a temporal codec adds to it, which is nothing to an
+        image.
         """
         latents = latents.float()
         content, motion = latents[:, :, 0], latents[:, :MOTION_CHANNELS, 1]
@@ -136,7 +139,7 @@ class MotionShortcut(nn.Module):
             details = latents[:, MOTION_CHANNELS : MOTION_CHANNELS + self.num_details, 1]
             picture = self.picture.decode(torch.cat([content, details], dim=1))
             seen = self._warp(picture, motion, frame_times)
-            if self.temporal is None or not (frame_times > 0).any():
+            if self.temporal is None or is_image:
                 return seen
             every = self._warp(picture, motion, self._later_times(latents))
             added = self.temporal.decode(

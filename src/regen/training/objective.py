@@ -134,7 +134,7 @@ class REGENObjective(nn.Module):
             deviation = latents.detach().float().std(dim=(0, 3, 4), keepdim=True)
             latents = latents + (deviation * latent_noise).to(latents.dtype)
         noisy = add_noise(target, noise, timestep)
-        prior = self.model.predict_shortcut(latents, frame_times)
+        prior = self.model.predict_shortcut(latents, frame_times, is_image=chunk.shape[2] == 1)
         output = self.model.predict(noisy, timestep, latents, frame_times, prior)
         error = output.float() - training_target(target, noise, prediction_type)
         losses = error.square().mean(dim=(1, 2, 3, 4))
