@@ -112,9 +112,10 @@ def test_caches_of_different_models(cache: Path, tmp_path: Path) -> None:
         (other / file.name).write_bytes(file.read_bytes())
     assert len(LatentClips([str(cache), str(other)])) == 48
     fields = json.loads((other / "dataset.json").read_text())
-    (other / "dataset.json").write_text(json.dumps(fields | {"encoder_id": "another"}))
-    with pytest.raises(ValueError, match="differ in their encoder_id"):
-        LatentClips([str(cache), str(other)])
+    for name, value in (("encoder_id", "another"), ("temporal_compression_ratio", 4)):
+        (other / "dataset.json").write_text(json.dumps(fields | {name: value}))
+        with pytest.raises(ValueError, match=f"differ in their {name}"):
+            LatentClips([str(cache), str(other)])
 
 
 def test_timesteps_are_logit_normal_and_shifted() -> None:

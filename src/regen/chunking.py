@@ -69,3 +69,17 @@ class ChunkGeometry:
         num_chunks = math.ceil(num_latent_frames / self.latent_frames_per_chunk)
         chunk = torch.floor((frame_times + 0.5) / self.chunk_length).clamp(0, num_chunks - 1).long()
         return chunk, frame_times - chunk * self.chunk_length
+
+
+def stretch(chunk: torch.Tensor, num_frames: int) -> torch.Tensor:
+    """`chunk` `[B, C, n, H, W]` as `num_frames` frames in the same time, those between blended.
+
+    One frame, an image, stays one.
+    """
+    size = chunk.shape[2]
+    if size in (1, num_frames):
+        return chunk
+    times = torch.linspace(0, size - 1, num_frames, device=chunk.device)
+    before = times.long().clamp(max=size - 2)
+    share = (times - before).to(chunk.dtype)[:, None, None]
+    return (1 - share) * chunk[:, :, before] + share * chunk[:, :, before + 1]

@@ -390,6 +390,7 @@ def decode_file(
             f"these latents were made by encoder {video.encoder_id}, this model's is "
             f"{model.encoder_id()}: decode with the model that encoded them (--model)"
         )
+    model.set_chunk_ratio(video.temporal_compression_ratio)
     grid, geometry = grid or FrameGrid(), model.geometry
     generator, start = torch.Generator().manual_seed(seed), time.perf_counter()
     report = Report(video.height, video.width)

@@ -173,7 +173,8 @@ def _origin(options: CacheOptions) -> dict[str, Any]:
 
 def _space(origin: dict[str, Any]) -> dict[str, Any]:
     """What shards of one data set have in common."""
-    return {name: origin[name] for name in ("encoder_id", "storage", "text_encoder_id")}
+    names = ("encoder_id", "temporal_compression_ratio", "storage", "text_encoder_id")
+    return {name: origin[name] for name in names}
 
 
 def _inputs(group: list[Item], origin: dict[str, Any], clips: ClipOptions) -> str:

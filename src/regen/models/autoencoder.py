@@ -19,7 +19,7 @@ from diffusers.utils.accelerate_utils import apply_forward_hook
 from diffusers.utils.torch_utils import randn_tensor
 from torch import nn
 
-from regen.chunking import ChunkGeometry
+from regen.chunking import ChunkGeometry, stretch
 from regen.flow import (
     EPSILON_MAX_TIMESTEP,
     PREDICTION_TYPES,
@@ -54,12 +54,12 @@ class AutoencoderREGEN(ModelMixin, AutoencoderMixin, ConfigMixin):
 
     Each chunk of k + 1 frames becomes two latent frames; a last chunk of one frame (an image is
     just that) becomes one.
-    `temporal_compression_ratio` is k. `encoder_*`: see `REGENEncoder`. The decoder is `num_layers`
-    blocks of `num_attention_heads` x `attention_head_dim`; `attention_window` None is the paper's
-    full attention; `motion_shortcut` see `regen.models.shortcut`, `picture_width` and
-    `picture_blocks` (encoder, decoder) `regen.models.picture`, `temporal_*`
-    `regen.models.temporal` (0 coefficients: a linear code in its place); `prediction_type` see
-    `regen.flow`.
+    `temporal_compression_ratio` is k; `chunk_ratio` see `set_chunk_ratio`. `encoder_*`: see
+    `REGENEncoder`. The decoder is `num_layers` blocks of `num_attention_heads` x
+    `attention_head_dim`; `attention_window` None is the paper's full attention; `motion_shortcut`
+    see `regen.models.shortcut`, `picture_width` and `picture_blocks` (encoder, decoder)
+    `regen.models.picture`, `temporal_*` `regen.models.temporal` (0 coefficients: a linear code in
+    its place); `prediction_type` see `regen.flow`.
     `conditioning_type` "in_context" is the paper's ablation (Tab. 3) instead of Eq. 5.
 
     Raises ValueError for a configuration that cannot work.
@@ -96,6 +96,7 @@ class AutoencoderREGEN(ModelMixin, AutoencoderMixin, ConfigMixin):
         temporal_blocks: Sequence[int] = (2, 5),
         prediction_type: str = "sample",
         conditioning_type: str = "content_aware",
+        chunk_ratio: int | None = None,
     ) -> None:
         super().__init__()
         if conditioning_type not in CONDITIONING_TYPES:
@@ -120,9 +121,8 @@ class AutoencoderREGEN(ModelMixin, AutoencoderMixin, ConfigMixin):
                 f"encoder_strides and encoder_patch_size compress {temporal}x in time and "
                 f"{spatial}x in space, expected {temporal_compression_ratio}x and {PATCH}x"
             )
-        self.temporal_compression_ratio = temporal_compression_ratio
         self.spatial_compression_ratio = spatial
-        self.geometry = ChunkGeometry(temporal_compression_ratio)
+        self.set_chunk_ratio(chunk_ratio)
         dim = num_attention_heads * attention_head_dim
         self.encoder = REGENEncoder(
             latent_channels,
@@ -174,7 +174,7 @@ class AutoencoderREGEN(ModelMixin, AutoencoderMixin, ConfigMixin):
                 self.linear_decoder = LinearDecoder(
                     2 * latent_channels - MOTION_CHANNELS,
                     temporal_compression_ratio,
-                    min(self.geometry.chunk_length, MAX_COSINES),
+                    min(temporal_compression_ratio + 1, MAX_COSINES),
                 )
             self.shortcut = MotionShortcut(
                 latent_channels,
@@ -192,11 +192,31 @@ class AutoencoderREGEN(ModelMixin, AutoencoderMixin, ConfigMixin):
         self.register_buffer("latents_mean", torch.zeros(latent_channels, 2))
         self.register_buffer("latents_std", torch.ones(latent_channels, 2))
 
+    def set_chunk_ratio(self, ratio: int | None) -> None:
+        """Compress `ratio` times in time from now on, at most k; None: k, as it was trained.
+
+        Chunks of `ratio` + 1 frames are stretched in time to the k + 1 that the networks know, and
+        decoded at their own times: the weights, and `encoder_id`, stay.
+        `temporal_compression_ratio` and `geometry` follow; `config.temporal_compression_ratio`
+        stays k.
+        """
+        # Choice: a model of k = 32 serves every lower ratio by stretching shorter chunks to 33
+        # frames. The paper trains a model for each ratio; this one loses nothing to that of k = 8.
+        most = self.config.temporal_compression_ratio
+        if ratio is not None and not 1 <= ratio <= most:
+            raise ValueError(f"a model of {most}x in time works at 1 to {most}x, got {ratio}")
+        self.register_to_config(chunk_ratio=ratio)
+        self.temporal_compression_ratio: int = most if ratio is None else ratio
+        self.geometry = ChunkGeometry(self.temporal_compression_ratio)
+
     # -- raw latents: one chunk, sizes multiples of 8; what training uses --------------------------
 
     def encode_chunk(self, chunk: torch.Tensor) -> torch.Tensor:
-        """One chunk `[B, 3, 1 or k + 1, H, W]` -> raw latents `[B, 8, 1 or 2, h, w]` (Eq. 1)."""
-        latents = self.encoder(chunk)
+        """One chunk `[B, 3, n, H, W]` -> raw latents `[B, 8, 1 or 2, h, w]` (Eq. 1).
+
+        n is 1, k + 1, or anything between, which counts as k + 1 frames in as much time.
+        """
+        latents = self.encoder(stretch(chunk, self.config.temporal_compression_ratio + 1))
         return latents if self.shortcut is None else latents + self.shortcut.encode(chunk)
 
     def fill_motion(self, latents: torch.Tensor) -> torch.Tensor:
@@ -363,7 +383,9 @@ class AutoencoderREGEN(ModelMixin, AutoencoderMixin, ConfigMixin):
         raw_latents = F.pad(
             raw_latents, (0, -columns % window, 0, -rows % window, 0, 0), mode="replicate"
         )
-        frame_times = local_times.to(raw_latents.device, torch.float32).expand(batch, -1)
+        stretching = self.config.temporal_compression_ratio / self.temporal_compression_ratio
+        frame_times = stretching * local_times.to(raw_latents.device, torch.float32)
+        frame_times = frame_times.expand(batch, -1)
         shape = (batch, 3, len(local_times), *(PATCH * size for size in raw_latents.shape[-2:]))
         noise = randn_tensor(
             shape, generator=generator, device=raw_latents.device, dtype=torch.float32
@@ -449,7 +471,7 @@ class AutoencoderREGEN(ModelMixin, AutoencoderMixin, ConfigMixin):
 
         Weights count as bfloat16, so that a copy in either precision has the same id.
         """
-        digest = hashlib.sha256(str(self.temporal_compression_ratio).encode())
+        digest = hashlib.sha256(str(self.config.temporal_compression_ratio).encode())
         for name, tensor in sorted(self.state_dict().items()):
             if name.startswith(("encoder.", "shortcut.", "latents_")):
                 digest.update(f"{name}{list(tensor.shape)}".encode())

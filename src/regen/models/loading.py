@@ -42,6 +42,7 @@ def find_model(model: str) -> Path | str:
 
     Raises ValueError where it is neither, or the folder holds no model of this kind.
     """
+    model, _ = _split_ratio(model)
     folder = embedded_models().get(model, Path(model))
     if folder.is_dir():
         _check_config(folder / "config.json")
@@ -62,8 +63,10 @@ def load_model(
 ) -> Autoencoder:
     """The model in eval mode. `model`: an embedded name, a folder with config.json, or a hub id.
 
-    Only a hub id (`owner/name`) touches the network. Raises ValueError where there is no such
-    model, or its weights are damaged or do not fit its configuration.
+    `NAME@RATIO` makes a model of k compress RATIO times in time, at most k; see
+    `AutoencoderREGEN.set_chunk_ratio`. Only a hub id (`owner/name`) touches the network. Raises
+    ValueError where there is no such model, or its weights are damaged or do not fit its
+    configuration.
     """
     found = find_model(model)
     try:
@@ -78,7 +81,27 @@ def load_model(
     for name, tensor in loaded.state_dict().items():
         if not torch.isfinite(tensor).all():
             raise ValueError(f"cannot load model {model}: damaged, {name} holds non-finite numbers")
+    ratio = _split_ratio(model)[1]
+    if ratio is not None:
+        if not isinstance(loaded, AutoencoderREGEN):
+            raise ValueError(
+                f"cannot load model {model}: only AutoencoderREGEN takes another ratio"
+            )
+        try:
+            loaded.set_chunk_ratio(ratio)
+        except ValueError as error:
+            raise ValueError(f"cannot load model {model}: {error}") from None
     return loaded.to(device).eval()
+
+
+def _split_ratio(model: str) -> tuple[str, int | None]:
+    """`NAME@RATIO` -> both; a folder that is named so is a name."""
+    name, mark, ratio = model.rpartition("@")
+    if not mark or Path(model).is_dir():
+        return model, None
+    if not ratio.isdecimal():
+        raise ValueError(f"{model}: after the @ comes a ratio in time, as in tiny-8x8x32@8")
+    return name, int(ratio)
 
 
 def _check_config(path: Path) -> None:

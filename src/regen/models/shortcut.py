@@ -16,6 +16,7 @@ import torch
 from einops import rearrange
 from torch import nn
 
+from regen.chunking import stretch
 from regen.models.motion import (
     MOTION_CHANNELS,
     displacement,
@@ -84,7 +85,7 @@ class MotionShortcut(nn.Module):
         self.requires_grad_(False)
 
     def encode(self, chunk: torch.Tensor) -> torch.Tensor:
-        """`[B, 3, 1 or k + 1, H, W]` in [-1, 1] -> raw latents `[B, 8, 1 or 2, h, w]`."""
+        """`[B, 3, n, H, W]` in [-1, 1], n from 1 to k + 1 -> raw latents `[B, 8, 1 or 2, h, w]`."""
         dtype, chunk = chunk.dtype, chunk.float()
         with torch.autocast(chunk.device.type, enabled=False):
             codes = self.picture.encode(chunk[:, :, 0])
@@ -93,7 +94,7 @@ class MotionShortcut(nn.Module):
             if chunk.shape[2] == 1:
                 return content[:, :, None].to(dtype)
             picture, motion, seen = self.warped(chunk, codes)
-            later = chunk[:, :, 1:]
+            later = stretch(chunk, self.ratio + 1)[:, :, 1:]
             if self.temporal is None:
                 assert self.residual is not None
                 left = convolve(self.residual, to_patches(later - seen))
@@ -111,7 +112,7 @@ class MotionShortcut(nn.Module):
     def warped(
         self, chunk: torch.Tensor, codes: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Of `chunk` `[B, 3, k + 1, H, W]`: frame 0 as its `codes` draw it, its motion latent
+        """Of `chunk` `[B, 3, n, H, W]`: frame 0 as its `codes` draw it, its motion latent
         `[B, 4, h, w]`, and frames 1 to k as both draw them."""
         picture = self.picture.decode(codes)
         pixels = PATCH * estimate_motion(picture, chunk, self.grid)

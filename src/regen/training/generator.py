@@ -35,7 +35,7 @@ from regen.training.latent_batches import (
 )
 from regen.training.loop import run_training
 from regen.training.monitor import Monitor
-from regen.training.optimizer import make_optimizer
+from regen.training.optimizer import make_generator_optimizer
 from regen.training.parallel import parallelize
 from regen.training.run import Learner, Run, step_seed
 
@@ -242,6 +242,7 @@ def load_models(
             f"encoder {info['encoder_id']} ({info['model']}) made the latents, that of {embedder} "
             f"is {vae.encoder_id()}: give the one that made them as --embedder"
         )
+    vae.set_chunk_ratio(info["temporal_compression_ratio"])
     cached = None if info["text_encoder"] == DEFAULT_NAME else info["text_encoder"]
     name = config.text_encoder or cached
     encoder = TextEncoder.from_pretrained(name)
@@ -294,7 +295,8 @@ def start_generator(config: GeneratorConfig, accelerator: Accelerator) -> Run:
     for path in damaged:
         accelerator.print(f"a checkpoint is damaged and was put aside: {path}")
     wrapped = parallelize(objective, model, ("sample",), config, accelerator)
-    optimizer, ema = make_optimizer(model, config), make_averages(model, config.ema_decay)
+    optimizer = make_generator_optimizer(model, config, config.optimizer)
+    ema = make_averages(model, config.ema_decay)
     learners = [Learner("model", objective, wrapped, optimizer)]
     monitor = Monitor(accelerator, TASKS)
     run = Run(config, accelerator, task, model, learners, ema, batches, None, monitor)

@@ -34,7 +34,7 @@ class LatentClips:
         geometry = ChunkGeometry(self.info["temporal_compression_ratio"])
         space = self.info["spatial_compression_ratio"]
         for dataset in self._datasets:
-            for name in ("encoder_id", "text_encoder_id"):
+            for name in ("encoder_id", "temporal_compression_ratio", "text_encoder_id"):
                 if dataset.info[name] != self.info[name]:
                     raise ValueError(
                         f"{dataset.folder} and {folders[0]} differ in their {name}: caches that "
