@@ -112,6 +112,7 @@ def write_cache(
         "text_dim": encoder.dim,
         "latents_mean": [[0.0, 0.0]] * 8,
         "latents_std": [[1.0, 1.0]] * 8,
+        "latents_count": [1000.0, 1000.0],
         "num_clips": num_clips,
         "shards": [{"file": shard_path(folder, 0).name, "num_clips": num_clips}],
     }

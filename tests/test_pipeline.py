@@ -81,6 +81,26 @@ def test_same_seed_same_video_and_save_and_load(
     assert not torch.equal(other, video)
 
 
+def test_the_statistics_of_the_data_act_around_the_transformer() -> None:
+    """Latents come out on the embedder's scale; what is given goes in on the transformer's."""
+    pipeline = make_pipeline()
+    options = {"num_frames": 9, "output_type": "latent", "num_inference_steps": 1}
+    mean = torch.arange(16.0).view(8, 2) / 10
+    std = torch.linspace(0.2, 2, 16).view(8, 2)
+    plain = run(pipeline, **options)
+    pipeline.transformer.set_latent_statistics(mean, std)
+    scaled = run(pipeline, **options)
+    for frame in (0, 1):  # content, motion
+        expected = plain[0, :, frame] * std[:, frame, None, None] + mean[:, frame, None, None]
+        torch.testing.assert_close(scaled[0, :, frame], expected, atol=1e-4, rtol=1e-4)
+    image = Image.new("RGB", (40, 32), (200, 30, 90))
+    given = run(pipeline, image=image, **options)
+    pixels = torch.tensor([200, 30, 90]).view(1, 3, 1, 1, 1).expand(1, 3, 1, 32, 40) / 127.5 - 1
+    with torch.no_grad():
+        own = pipeline.vae.encode(pixels).latents
+    torch.testing.assert_close(given[:, :, :1], own, atol=1e-4, rtol=1e-4)
+
+
 def test_the_prompts_count(pipeline: RegenTextToVideoPipeline) -> None:
     latents = {"num_frames": 9, "output_type": "latent"}
     plain = run(pipeline, **latents)

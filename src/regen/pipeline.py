@@ -158,8 +158,9 @@ class RegenTextToVideoPipeline(DiffusionPipeline):
             raise ValueError(f"latents are {list(shape)}, got {list(latents.shape)}")
         latents = latents.to(device, torch.float32)
         if num_latent_frames:
+            num_given, known = given.shape[2], self.transformer.normalize_latents(given)
             latents = self._denoise(
-                given,
+                known,
                 latents,
                 _repeat(text, num_videos_per_prompt),
                 negative,
@@ -168,6 +169,8 @@ class RegenTextToVideoPipeline(DiffusionPipeline):
                 callback_on_step_end,
                 callback_on_step_end_tensor_inputs,
             )
+            whole = self.transformer.denormalize_latents(torch.cat([known, latents], dim=2))
+            latents = whole[:, :, num_given:]
         if image is not None:
             latents = torch.cat([given, latents], dim=2)
         frames = latents

@@ -139,18 +139,10 @@ def recompute_statistics(folder: str | Path) -> Moments:
             raise ValueError(f"{path} is of another encoder than {folder / DATASET_FILE} says")
         moments.merge(Moments.from_dict(description["moments"]))
         shards.append({"file": path.name, "num_clips": len(description["clips"])})
-    fields |= _statistics(moments)
+    fields |= moments.statistics()
     fields |= {"shards": shards, "num_clips": sum(one["num_clips"] for one in shards)}
     write_dataset_file(folder, fields)
     return moments
-
-
-def _statistics(moments: Moments) -> dict[str, Any]:
-    return {
-        "latents_mean": moments.mean.tolist(),
-        "latents_std": moments.std.tolist(),
-        "latents_count": moments.count.tolist(),
-    }
 
 
 def _origin(options: CacheOptions) -> dict[str, Any]:
@@ -216,7 +208,7 @@ def _finish(
         {"file": shard_path(output, number).name, "num_clips": len(shard["clips"])}
         for number, shard in enumerate(shards)
     ]
-    fields = {**origin, **asdict(options.clips), "num_clips": num_clips, **_statistics(moments)}
+    fields = {**origin, **asdict(options.clips), "num_clips": num_clips, **moments.statistics()}
     write_dataset_file(output, {**fields, "shards": rows})
     return CacheReport(
         num_clips=num_clips,

@@ -59,3 +59,22 @@ class Moments:
         for name in ("count", "mean", "sum_of_squares"):
             setattr(moments, name, torch.tensor(fields[name], dtype=torch.float64))
         return moments
+
+    def statistics(self) -> dict[str, Any]:
+        """What `dataset.json` says of a cache."""
+        return {
+            "latents_mean": self.mean.tolist(),
+            "latents_std": self.std.tolist(),
+            "latents_count": self.count.tolist(),
+        }
+
+    @classmethod
+    def from_statistics(cls, fields: dict[str, Any]) -> "Moments":
+        """Back from `statistics`."""
+        moments = cls()
+        moments.count, moments.mean, std = (
+            torch.tensor(fields[f"latents_{name}"], dtype=torch.float64)
+            for name in ("count", "mean", "std")
+        )
+        moments.sum_of_squares = std**2 * moments.count
+        return moments

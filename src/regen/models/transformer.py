@@ -1,8 +1,9 @@
 """The text-to-video transformer (Sec. 4.2): an MMDiT on REGEN latents.
 
-In: noisy latents `[B, 8, n, h, w]`, normalised, even latent frames content and odd ones motion, an
-image one content frame alone; diffusion `timestep` `[B]`, or `[B, n]` for each latent frame, in
-[0, 1] (1 = noise); text embeddings `[B, L, E]`. Out: eps - x, shaped as the latents. Any n, h, w.
+In: noisy latents `[B, 8, n, h, w]`, normalised once more by this model's own statistics, even
+latent frames content and odd ones motion, an image one content frame alone; diffusion `timestep`
+`[B]`, or `[B, n]` for each latent frame, in [0, 1] (1 = noise); text embeddings `[B, L, E]`. Out:
+eps - x, shaped as the latents. Any n, h, w.
 """
 
 from collections.abc import Sequence
@@ -19,6 +20,7 @@ from torch import nn
 
 from regen.models.dit import AttentionProcessor, FeedForward, timestep_embedding
 
+MIN_DEVIATION = 1e-3  # of a channel that hardly varies in the data
 Rotation = tuple[torch.Tensor, torch.Tensor]  # cosines and sines, [n * h * w, 1, head_dim / 2]
 
 
@@ -222,8 +224,33 @@ class RegenTransformer3DModel(ModelMixin, ConfigMixin):
         )
         self.final_modulation = nn.Linear(dim, 2 * dim)
         self.proj_out = nn.Linear(dim, in_channels * patch_size**2)
+        # Choice: the text-to-video model normalises latents by the statistics of its own data.
+        # Those of the embedder are of other clips: where little moves, motion latents have a
+        # quarter of their deviation, and would drown in the noise.
+        self.register_buffer("latents_mean", torch.zeros(in_channels, 2))
+        self.register_buffer("latents_std", torch.ones(in_channels, 2))
         self.gradient_checkpointing = False
         self._init_weights()
+
+    def set_latent_statistics(self, mean: torch.Tensor, std: torch.Tensor) -> None:
+        """Mean and deviation `[8, 2]` (content, motion) of the latents to be learned."""
+        self.latents_mean.copy_(mean)
+        self.latents_std.copy_(std.clamp_min(MIN_DEVIATION))
+
+    def normalize_latents(self, latents: torch.Tensor) -> torch.Tensor:
+        """The embedder's latents `[B, 8, n, h, w]` -> what the forward pass takes, float32."""
+        mean, std = self._statistics(latents.shape[2])
+        return (latents.float() - mean) / std
+
+    def denormalize_latents(self, latents: torch.Tensor) -> torch.Tensor:
+        """Back to the embedder's."""
+        mean, std = self._statistics(latents.shape[2])
+        return latents.float() * std + mean
+
+    def _statistics(self, num_latent_frames: int) -> tuple[torch.Tensor, torch.Tensor]:
+        kind = torch.arange(num_latent_frames, device=self.latents_mean.device) % 2
+        mean, std = self.latents_mean[:, kind], self.latents_std[:, kind]  # [8, n]
+        return mean.float()[None, :, :, None, None], std.float()[None, :, :, None, None]
 
     def _init_weights(self) -> None:
         for module in self.modules():

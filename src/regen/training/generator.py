@@ -109,7 +109,7 @@ class GeneratorTask:
         """Mean loss of a batch; its noise is that of `rank` and the run's step."""
         config, device = self.config, run.accelerator.device
         generator = torch.Generator().manual_seed(step_seed(config.seed, rank, run.step))
-        latents = batch["latents"]
+        latents = self.objective.model.normalize_latents(batch["latents"].to(device)).cpu()
         noise = torch.randn(latents.shape, generator=generator)
         timestep = draw_generator_timesteps(
             len(latents), config.logit_mean, config.logit_std, config.timestep_shift, generator
@@ -139,7 +139,8 @@ class GeneratorTask:
         generator = torch.Generator().manual_seed(0)
         for clip in map(self.clips.__getitem__, self.held_out):
             embeds, mask = pad_texts([clip["prompt_embeds"]] * len(VALIDATION_TIMESTEPS))
-            latents = clip["latents"][:, : 2 * self.config.num_chunks]
+            latents = clip["latents"][:, : 2 * self.config.num_chunks].to(device)
+            latents = self.objective.model.normalize_latents(latents[None])[0].cpu()
             kinds = {"image": latents[:, :1]} | ({"video": latents} if len(latents[0]) > 1 else {})
             for name, one in kinds.items():
                 every = one.expand(len(VALIDATION_TIMESTEPS), *one.shape)
@@ -277,6 +278,8 @@ def start_generator(config: GeneratorConfig, accelerator: Accelerator) -> Run:
     shapes = batches.videos or batches.images
     usual = max(shapes, key=lambda shape: len(shapes[shape]))
     model = build_transformer(config, vae, encoder.dim, (usual[0], usual[1], usual[2]))
+    moments = clips.moments()
+    model.set_latent_statistics(moments.mean.float(), moments.std.float())
     objective = GeneratorObjective(model)
     task = GeneratorTask(
         config,

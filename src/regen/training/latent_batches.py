@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from regen.cache.shards import LatentClip, LatentDataset, read_description
+from regen.cache.statistics import Moments
 from regen.chunking import ChunkGeometry
 
 TEXT_STEP = 8  # texts are filled up to a multiple: few lengths, few compilations
@@ -46,6 +47,13 @@ class LatentClips:
                 self.captions.append(row["caption"])
                 self.sources.append(row["source"])
         self._ends = list(accumulate(len(dataset) for dataset in self._datasets))
+
+    def moments(self) -> Moments:
+        """Statistics of all latents, as the caches have them."""
+        moments = Moments()
+        for dataset in self._datasets:
+            moments.merge(Moments.from_statistics(dataset.info))
+        return moments
 
     @staticmethod
     def _rows(dataset: LatentDataset) -> Iterator[dict[str, Any]]:

@@ -52,7 +52,7 @@ def make_optimizer(model: nn.Module, config: RunConfig) -> torch.optim.AdamW:
 def make_generator_optimizer(
     model: RegenTransformer3DModel, config: RunConfig, kind: str
 ) -> torch.optim.AdamW:
-    """AdamW as `make_optimizer`'s; "muon": Muon on the matrices of the blocks, AdamW on the rest."""
+    """`make_optimizer`'s AdamW; "muon": Muon on the matrices of the blocks, AdamW on the rest."""
     optimizer = make_optimizer(model, config)
     if kind == "adamw":
         return optimizer
