@@ -35,7 +35,7 @@ from regen.training.latent_batches import (
 )
 from regen.training.loop import run_training
 from regen.training.monitor import Monitor
-from regen.training.optimizer import make_generator_optimizer
+from regen.training.optimizer import make_optimizer
 from regen.training.parallel import parallelize
 from regen.training.run import Learner, Run, step_seed
 
@@ -298,8 +298,7 @@ def start_generator(config: GeneratorConfig, accelerator: Accelerator) -> Run:
     for path in damaged:
         accelerator.print(f"a checkpoint is damaged and was put aside: {path}")
     wrapped = parallelize(objective, model, ("sample",), config, accelerator)
-    optimizer = make_generator_optimizer(model, config, config.optimizer)
-    ema = make_averages(model, config.ema_decay)
+    optimizer, ema = make_optimizer(model, config), make_averages(model, config.ema_decay)
     learners = [Learner("model", objective, wrapped, optimizer)]
     monitor = Monitor(accelerator, TASKS)
     run = Run(config, accelerator, task, model, learners, ema, batches, None, monitor)

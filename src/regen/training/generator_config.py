@@ -1,7 +1,6 @@
 """`regen train-generator`'s options: one frozen dataclass, which is also its `--help`."""
 
 from dataclasses import dataclass
-from typing import Literal
 
 from regen.models.generator_presets import GENERATOR_PRESETS
 from regen.training.config import RunConfig
@@ -44,9 +43,7 @@ class GeneratorConfig(RunConfig):
     timestep_shift: float = 1.0
     """Above 1 training and sampling see more noise, as large pictures want: 3 in SD3."""
     learning_rate: float = 5e-4
-    """Peak of the learning rate."""
-    optimizer: Literal["adamw", "muon"] = "adamw"
-    """muon: Muon on the matrices of the blocks, AdamW on the rest; not with --shard."""
+    """Peak of AdamW's learning rate."""
     validation_sources: int = 32
     """Sources held out of training; the loss is measured on one clip of each."""
     prompts: tuple[str, ...] = ()
@@ -74,7 +71,5 @@ class GeneratorConfig(RunConfig):
                 raise ValueError(
                     f"--{name.replace('_', '-')} is a positive number, got {getattr(self, name)}"
                 )
-        if self.optimizer == "muon" and self.shard:
-            raise ValueError("--optimizer muon takes whole matrices: not with --shard")
         if not -10 <= self.logit_mean <= 10:
             raise ValueError(f"--logit-mean is from -10 to 10, got {self.logit_mean}")

@@ -1,14 +1,10 @@
 """AdamW's parameter groups and the learning rate of each iteration."""
 
-from typing import Any
-
 import torch
 from torch import nn
 
 from regen.models.autoencoder import AutoencoderREGEN
-from regen.models.transformer import RegenTransformer3DModel
 from regen.training.config import RunConfig
-from regen.training.muon import Muon
 
 
 def learning_rate_factor(
@@ -47,28 +43,6 @@ def make_optimizer(model: nn.Module, config: RunConfig) -> torch.optim.AdamW:
     ]
     groups = [group for group in groups if group["params"]]
     return torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.95))
-
-
-def make_generator_optimizer(
-    model: RegenTransformer3DModel, config: RunConfig, kind: str
-) -> torch.optim.AdamW:
-    """`make_optimizer`'s AdamW; "muon": Muon on the matrices of the blocks, AdamW on the rest."""
-    optimizer = make_optimizer(model, config)
-    if kind == "adamw":
-        return optimizer
-    matrices, vectors = optimizer.param_groups
-    of_blocks = {id(one) for one in model.transformer_blocks.parameters()}
-    groups = [
-        {**_settings(matrices), "muon": is_muon, "params": params}
-        for is_muon in (True, False)
-        if (params := [p for p in matrices["params"] if (id(p) in of_blocks) == is_muon])
-    ]
-    groups.append({**_settings(vectors), "muon": False, "params": vectors["params"]})
-    return Muon(groups, lr=config.learning_rate, betas=(0.9, 0.95))
-
-
-def _settings(group: dict[str, Any]) -> dict[str, Any]:
-    return {name: group[name] for name in ("weight_decay", "scale")}
 
 
 def make_discriminator_optimizer(module: nn.Module, config: RunConfig) -> torch.optim.AdamW:
