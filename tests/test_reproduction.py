@@ -28,9 +28,10 @@ from regen.reproduction.experiments import (
     reproduce,
     seam_ratio,
 )
-from regen.reproduction.measuring import read_clip
+from regen.reproduction.measuring import find_clips, over_clips
 from regen.reproduction.peers import PEERS
 from regen.reproduction.tables import Table, paper_cell, spread
+from regen.video import read_prepared
 
 TEST = {
     "num_layers": 1,
@@ -192,10 +193,22 @@ def test_cells() -> None:
     assert "| a | b |" in Table("T", ["x", "y"], [["a", "b"]]).markdown()
 
 
-def test_a_clip_is_cut_from_its_middle(folder: Path) -> None:
-    frames = read_clip(folder / "clips" / "0.mkv", 64, 5)
-    assert frames.shape == (5, 64, 64, 3)
-    assert np.abs(frames[3].astype(int) - moving_frames(24, 0)[3][:, 4:68]).max() <= 8  # 4:2:0
+def test_clips_are_those_of_regen_evaluate(folder: Path, tmp_path: Path) -> None:
+    """Prepared by the same reader, first frames, from the middle."""
+    config = ReproduceConfig(eval_data=folder / "clips", eval_size=64, eval_frames=5)
+    seen: list[np.ndarray] = []
+
+    def measure(frames: np.ndarray) -> dict[str, float]:
+        seen.append(frames)
+        return {"psnr": float(len(seen))}
+
+    found = find_clips(config)
+    assert over_clips(config, tmp_path, "x", measure) == {"psnr": (len(found) + 1) / 2}
+    assert all(
+        np.array_equal(frames, read_prepared(path, 64, 5))
+        for frames, path in zip(seen, found, strict=True)
+    )
+    assert np.abs(seen[0][3].astype(int) - moving_frames(24, 0)[3][:, 4:68]).max() <= 8  # 4:2:0
 
 
 def test_one_line_on_the_command_line(monkeypatch, capsys) -> None:

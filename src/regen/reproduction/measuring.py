@@ -1,7 +1,7 @@
 """PSNR and SSIM of a model on the clips of a folder, kept beside the model.
 
-Clips: short side to `size` (bicubic, antialiased), centre cut out, first frames; metrics on 8-bit
-RGB, mean over frames, then over clips.
+Clips are prepared as for `regen evaluate` (`regen.video.read_prepared`); metrics on 8-bit RGB, mean
+over frames, then over clips.
 """
 
 import hashlib
@@ -13,11 +13,11 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from regen.codec import decode_frames, encode_frames, read_chunks
+from regen.codec import decode_frames, encode_frames
 from regen.evaluation.metrics import psnr, ssim
 from regen.models.loading import Autoencoder
 from regen.reproduction.config import ReproduceConfig
-from regen.video import VIDEO_SUFFIXES, frames_to_video, open_video
+from regen.video import VIDEO_SUFFIXES, frames_to_video, read_prepared
 
 Measured = dict[str, float]
 Measure = Callable[[np.ndarray], Measured]  # of the frames of one clip
@@ -30,14 +30,6 @@ def find_clips(config: ReproduceConfig) -> list[Path]:
     if not paths:
         raise ValueError(f"{config.eval_data} holds no videos to measure on")
     return paths[: config.max_clips or None]
-
-
-def read_clip(path: Path, size: int, num_frames: int) -> np.ndarray:
-    """uint8 `[T, size, size, 3]`, T at most `num_frames`."""
-    with open_video(path) as reader:
-        frames, _ = next(read_chunks(reader, num_frames, short_side=size))
-    top, left = ((side - size) // 2 for side in frames.shape[1:3])
-    return np.ascontiguousarray(frames[:, top : top + size, left : left + size])
 
 
 def compare(frames: np.ndarray, reconstruction: np.ndarray) -> Measured:
@@ -77,7 +69,7 @@ def over_clips(
     for clip in tqdm(find_clips(config), f"{folder.parent.name} {name} {size}", leave=False):
         key = f"{clip}:{clip.stat().st_size}"
         if key not in records:
-            records[key] = measure(read_clip(clip, size, num_frames))
+            records[key] = measure(read_prepared(clip, size, num_frames))
             temporary = path.with_suffix(".tmp")
             temporary.write_text(json.dumps({"model": marks, "clips": records}, indent=1) + "\n")
             temporary.replace(path)
