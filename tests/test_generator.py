@@ -197,6 +197,8 @@ def test_the_model_is_a_pipeline_and_sheets_are_pictures(cache: Path, tmp_path: 
     pipeline = load_pipeline(str(config.output / "model"))
     pipeline.set_progress_bar_config(disable=True)
     assert pipeline.transformer.config.patch_size == 1
+    statistics = pipeline.transformer.latents_mean[0], pipeline.transformer.latents_std[0]
+    assert [one.tolist() for one in statistics] == [[0.25, -0.5], [0.75, 2.0]]  # the cache's
     video = pipeline("a red ball", num_inference_steps=2, output_type="np").frames
     assert video.shape == (1, 18, 32, 32, 3)
     train_generator(config)  # done: writes the model again
