@@ -508,10 +508,12 @@ def test_info_of_latents(run, place, small_model):
 
 def test_info_of_models(run, small_model, small_model_folder, monkeypatch):
     monkeypatch.setattr(loading, "embedded_models", lambda: {"given": small_model_folder})
-    for what in ("given", str(small_model_folder)):
+    for what in ("given", str(small_model_folder), "given@3"):
         table = rows(run("info", what)[1])
         assert table["encoder id"] == small_model.encoder_id()
         assert table["parameters"] == f"{sum(p.numel() for p in small_model.parameters()):,}"
+        ratio = 3 if what.endswith("@3") else 8
+        assert table["nominal compression"] == f"8 x 8 x {ratio}, 8 channels"
 
 
 def test_info_of_presets(run):

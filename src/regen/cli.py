@@ -237,16 +237,17 @@ class Info:
     """
 
     what: tyro.conf.Positional[str]
-    """A file, the name or folder of a model, or a preset of regen.models.presets."""
+    """A file, the name or folder of a model (NAME@RATIO too), or a preset of
+    regen.models.presets."""
 
     def run(self) -> None:
-        from regen.models.loading import embedded_models
+        from regen.models.loading import embedded_models, is_model
         from regen.models.presets import MAGVIT_PRESETS, PRESETS
 
         path = Path(self.what)
         if self.what in PRESETS or self.what in MAGVIT_PRESETS:
             _print_table(_preset_rows(self.what))
-        elif self.what in embedded_models() or (path / "config.json").exists():
+        elif is_model(self.what):
             _print_table(_model_rows(self.what))
         elif path.suffix.lower() == ".safetensors":
             _print_table(_latents_rows(path))

@@ -56,6 +56,12 @@ def find_model(model: str) -> Path | str:
     return model
 
 
+def is_model(model: str) -> bool:
+    """Whether `model` is an embedded one or a folder of one; hub ids are not asked for."""
+    name, _ = _split_ratio(model)
+    return name in embedded_models() or (Path(name) / "config.json").exists()
+
+
 def load_model(
     model: str = DEFAULT_MODEL,
     device: str | torch.device = "cpu",
