@@ -173,7 +173,11 @@ def test_the_same_command_goes_on_to_the_same_bytes(
     report = build_cache([str(world)], output, options)
     assert report.num_kept == 1 and contents(output) == contents(cached)
     assert build_cache([str(world)], output, options).num_kept == 3
-    for changed in (replace(options, storage="int8"), replace(options, shard_clips=2)):
+    for changed in (
+        replace(options, storage="int8"),
+        replace(options, shard_clips=2),
+        replace(options, model=f"{options.model}@4"),  # the same encoder, other chunks
+    ):
         with pytest.raises(ValueError, match="another folder"):
             build_cache([str(world)], output, changed)
     assert contents(output) == contents(cached)

@@ -146,6 +146,9 @@ def test_a_perfect_model_has_no_loss() -> None:
     """x = 0: eps - x is x_t / t."""
 
     class Perfect(torch.nn.Module):
+        def normalize_latents(self, latents):
+            return latents
+
         def forward(self, noisy, text, times, mask, return_dict):
             return (noisy / times[:, None, :, None, None],)
 
@@ -153,6 +156,19 @@ def test_a_perfect_model_has_no_loss() -> None:
     arguments = (torch.tensor([0.1, 0.5, 1.0]), torch.zeros(3, dtype=torch.long), None, None)
     losses = GeneratorObjective(Perfect())(torch.zeros_like(noise), noise, *arguments)
     assert losses.max() < 1e-10
+
+
+def test_the_loss_is_of_latents_normalised_by_the_models_statistics() -> None:
+    """Content and motion apart: latents at their means are as good as zeros were."""
+    model, mean = make_transformer(), torch.arange(16.0).view(8, 2)
+    objective, generator = GeneratorObjective(model), torch.Generator().manual_seed(0)
+    latents, noise = torch.randn(2, 2, 8, 4, 4, 4, generator=generator)
+    text, mask = torch.randn(2, 3, 24, generator=generator), torch.ones(2, 3, dtype=torch.bool)
+    rest = (noise, torch.tensor([0.4, 0.9]), torch.tensor([0, 1]), text, mask)
+    plain = objective(latents, *rest)
+    model.set_latent_statistics(mean, torch.full((8, 2), 3.0))
+    moved = 3 * latents + torch.cat([mean, mean], dim=1)[None, :, :, None, None]
+    torch.testing.assert_close(objective(moved, *rest), plain, atol=1e-4, rtol=1e-4)
 
 
 def weights(output: Path, step: int) -> dict[str, torch.Tensor]:

@@ -11,7 +11,10 @@ from regen.codec import decode_file, encode_file
 from regen.evaluation.metrics import psnr
 from regen.latents import read_latents
 from regen.models.autoencoder import AutoencoderREGEN
+from regen.models.extension import decode_extended
 from regen.models.loading import load_model
+from regen.training.config import TrainConfig
+from regen.training.start import take_weights
 from regen.video import read_frames
 
 
@@ -80,6 +83,33 @@ def test_a_latent_file_knows_its_ratio(small_model_folder: Path, tmp_path: Path)
         assert report.num_decoded == 12
         written.append(read_frames(out).astype(int))
     assert abs(written[0] - written[1]).max() <= 1
+
+
+def test_a_model_stands_at_its_ratio_after_a_file_of_another(
+    small_model_folder: Path, tmp_path: Path
+) -> None:
+    source = write_video(tmp_path / "in.mkv", moving_frames(4))
+    model = load_model(str(small_model_folder))
+    encode_file(load_model(f"{small_model_folder}@3"), source, tmp_path / "a.safetensors")
+    decode_file(model, read_latents(tmp_path / "a.safetensors"), tmp_path / "out.mkv")
+    assert model.temporal_compression_ratio == 8 and model.config.chunk_ratio is None
+
+
+def test_extended_chunks_are_at_their_own_times(small_model_folder: Path) -> None:
+    """Chunk by chunk, with the frames before at another time, the first one is that of decode."""
+    model = load_model(f"{small_model_folder}@4")
+    video = torch.rand(1, 3, 10, 32, 32) * 2 - 1
+    latents = model.encode(video).latents
+    plain = model.decode(latents, generator=torch.Generator().manual_seed(0)).sample
+    extended = decode_extended(model, latents, 1, torch.Generator().manual_seed(0))
+    assert extended.shape == plain.shape == video.shape
+    torch.testing.assert_close(extended[:, :, :5], plain[:, :, :5])
+
+
+def test_training_does_not_start_at_another_ratio(small_model_folder: Path) -> None:
+    config = TrainConfig(data=("x",), output=Path("x"), init=f"{small_model_folder}@4")
+    with pytest.raises(ValueError, match="give --init without @"):
+        take_weights(load_model(str(small_model_folder)), config)
 
 
 @pytest.mark.parametrize(

@@ -390,11 +390,13 @@ def decode_file(
             f"these latents were made by encoder {video.encoder_id}, this model's is "
             f"{model.encoder_id()}: decode with the model that encoded them (--model)"
         )
-    model.set_chunk_ratio(video.temporal_compression_ratio)
-    grid, geometry = grid or FrameGrid(), model.geometry
+    grid = grid or FrameGrid()
     generator, start = torch.Generator().manual_seed(seed), time.perf_counter()
     report = Report(video.height, video.width)
-    with _decoded_output(video, output, audio_from, grid) as writer:
+    with (
+        _at_ratio_of(video, model) as geometry,
+        _decoded_output(video, output, audio_from, grid) as writer,
+    ):
         for index, size in enumerate(geometry.chunk_sizes(video.num_frames)):
             latents = video.latents[None, :, 2 * index : 2 * index + 2]
             report.count(size, latents)
@@ -418,6 +420,17 @@ def decode_file(
                     progress(len(group))
     report.elapsed_s = time.perf_counter() - start
     return report
+
+
+@contextmanager
+def _at_ratio_of(video: LatentVideo, model: AutoencoderREGEN) -> Iterator[ChunkGeometry]:
+    """Within, `model` decodes chunks of the length that `video` has."""
+    before = model.config.chunk_ratio
+    model.set_chunk_ratio(video.temporal_compression_ratio)
+    try:
+        yield model.geometry
+    finally:
+        model.set_chunk_ratio(before)
 
 
 @contextmanager

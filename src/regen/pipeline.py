@@ -101,7 +101,8 @@ class RegenTextToVideoPipeline(DiffusionPipeline):
         pt `[..., 3, H, W]` in [0, 1] (np also uint8), fitted to the size. `guidance_scale` 1: no
         guidance, half the cost. `latents`: the noise to start from, `[B, 8, n, h, w]`, without what
         is given. `num_decoding_steps`: of the embedder's decoder. `callback_on_step_end(pipeline,
-        step, timestep, tensors)` may return tensors to go on with.
+        step, timestep, tensors)` may return tensors to go on with; its latents are normalised by
+        the transformer's statistics, those of `output_type="latent"` are the embedder's.
 
         Raises ValueError, in one line, for what cannot be generated.
         """

@@ -221,7 +221,7 @@ def regen_system(
             generator=generator,
         ).sample
 
-    short = Path(name).name if Path(name).is_dir() else name
+    short = Path(name).name if isinstance(find_model(name), Path) else name
     about = {
         "kind": "regen",
         "model": name,

@@ -30,6 +30,7 @@ from regen.flow import (
 from regen.models.conditioning import InContextConditioning, LatentConditioning
 from regen.models.dit import REGENDiT
 from regen.models.encoder import REGENEncoder
+from regen.models.latent_statistics import LatentStatistics
 from regen.models.motion import MOTION_CHANNELS
 from regen.models.picture import PATCH
 from regen.models.shortcut import LinearDecoder, MotionShortcut
@@ -49,7 +50,7 @@ class REGENEncoderOutput(BaseOutput):
     latents: torch.Tensor
 
 
-class AutoencoderREGEN(ModelMixin, AutoencoderMixin, ConfigMixin):
+class AutoencoderREGEN(ModelMixin, AutoencoderMixin, ConfigMixin, LatentStatistics):
     """Causal 3D convolutional encoder and diffusion transformer decoder (Sec. 3).
 
     Each chunk of k + 1 frames becomes two latent frames; a last chunk of one frame (an image is
@@ -198,7 +199,7 @@ class AutoencoderREGEN(ModelMixin, AutoencoderMixin, ConfigMixin):
         Chunks of `ratio` + 1 frames are stretched in time to the k + 1 that the networks know, and
         decoded at their own times: the weights, and `encoder_id`, stay.
         `temporal_compression_ratio` and `geometry` follow; `config.temporal_compression_ratio`
-        stays k.
+        stays k. Raises ValueError for a ratio that is not from 1 to k.
         """
         # Choice: a model of k = 32 serves every lower ratio by stretching shorter chunks to 33
         # frames. The paper trains a model for each ratio; this one loses nothing to that of k = 8.
@@ -266,10 +267,16 @@ class AutoencoderREGEN(ModelMixin, AutoencoderMixin, ConfigMixin):
         """
         if self.shortcut is None:
             return None
+        frame_times = self._stretched(frame_times)
         if self.linear_decoder is None:
             return self.shortcut(latents, frame_times, is_image)
         residual = self.linear_decoder(self.shortcut.codes(latents), frame_times)
         return self.shortcut(latents, frame_times) + residual.float()
+
+    def _stretched(self, frame_times: torch.Tensor) -> torch.Tensor:
+        """Times in frames of the chunks in use -> in frames of the k + 1 that the networks know."""
+        ratio = self.config.temporal_compression_ratio / self.temporal_compression_ratio
+        return ratio * frame_times
 
     def _network(
         self,
@@ -279,7 +286,7 @@ class AutoencoderREGEN(ModelMixin, AutoencoderMixin, ConfigMixin):
         latents: torch.Tensor,
         frame_times: torch.Tensor,
     ) -> torch.Tensor:
-        conditioning, context = self.conditioning(latents, frame_times), None
+        conditioning, context = self.conditioning(latents, self._stretched(frame_times)), None
         if isinstance(self.conditioning, InContextConditioning):
             context = self.conditioning.tokens(latents)
         video = noisy_video.to(self.dtype)
@@ -290,19 +297,6 @@ class AutoencoderREGEN(ModelMixin, AutoencoderMixin, ConfigMixin):
         return self.dit(video, timestep, conditioning, context)
 
     # -- the public pair ---------------------------------------------------------------------------
-
-    def _statistics(self, num_latent_frames: int) -> tuple[torch.Tensor, torch.Tensor]:
-        kind = torch.arange(num_latent_frames, device=self.latents_mean.device) % 2
-        mean, std = self.latents_mean[:, kind], self.latents_std[:, kind]  # [8, n]
-        return mean.float()[None, :, :, None, None], std.float()[None, :, :, None, None]
-
-    def normalize_latents(self, raw_latents: torch.Tensor) -> torch.Tensor:
-        mean, std = self._statistics(raw_latents.shape[2])
-        return (raw_latents.float() - mean) / std
-
-    def denormalize_latents(self, latents: torch.Tensor) -> torch.Tensor:
-        mean, std = self._statistics(latents.shape[2])
-        return latents.float() * std + mean
 
     @apply_forward_hook
     def encode(
@@ -383,9 +377,7 @@ class AutoencoderREGEN(ModelMixin, AutoencoderMixin, ConfigMixin):
         raw_latents = F.pad(
             raw_latents, (0, -columns % window, 0, -rows % window, 0, 0), mode="replicate"
         )
-        stretching = self.config.temporal_compression_ratio / self.temporal_compression_ratio
-        frame_times = stretching * local_times.to(raw_latents.device, torch.float32)
-        frame_times = frame_times.expand(batch, -1)
+        frame_times = local_times.to(raw_latents.device, torch.float32).expand(batch, -1)
         shape = (batch, 3, len(local_times), *(PATCH * size for size in raw_latents.shape[-2:]))
         noise = randn_tensor(
             shape, generator=generator, device=raw_latents.device, dtype=torch.float32

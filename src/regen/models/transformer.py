@@ -19,6 +19,7 @@ from einops import rearrange
 from torch import nn
 
 from regen.models.dit import AttentionProcessor, FeedForward, timestep_embedding
+from regen.models.latent_statistics import LatentStatistics
 
 MIN_DEVIATION = 1e-3  # of a channel that hardly varies in the data
 Rotation = tuple[torch.Tensor, torch.Tensor]  # cosines and sines, [n * h * w, 1, head_dim / 2]
@@ -169,7 +170,7 @@ def _norm(states: torch.Tensor) -> torch.Tensor:
     return F.layer_norm(states, states.shape[-1:], eps=1e-6)
 
 
-class RegenTransformer3DModel(ModelMixin, ConfigMixin):
+class RegenTransformer3DModel(ModelMixin, ConfigMixin, LatentStatistics):
     """The MMDiT of Sec. 4.2 as a diffusers model.
 
     `num_layers` blocks of `num_attention_heads` x `attention_head_dim` on patches of `patch_size` x
@@ -233,24 +234,10 @@ class RegenTransformer3DModel(ModelMixin, ConfigMixin):
         self._init_weights()
 
     def set_latent_statistics(self, mean: torch.Tensor, std: torch.Tensor) -> None:
-        """Mean and deviation `[8, 2]` (content, motion) of the latents to be learned."""
+        """Mean and deviation `[8, 2]` (content, motion) of the latents to be learned, as the
+        embedder gives them; channels that hardly vary count as varying by `MIN_DEVIATION`."""
         self.latents_mean.copy_(mean)
         self.latents_std.copy_(std.clamp_min(MIN_DEVIATION))
-
-    def normalize_latents(self, latents: torch.Tensor) -> torch.Tensor:
-        """The embedder's latents `[B, 8, n, h, w]` -> what the forward pass takes, float32."""
-        mean, std = self._statistics(latents.shape[2])
-        return (latents.float() - mean) / std
-
-    def denormalize_latents(self, latents: torch.Tensor) -> torch.Tensor:
-        """Back to the embedder's."""
-        mean, std = self._statistics(latents.shape[2])
-        return latents.float() * std + mean
-
-    def _statistics(self, num_latent_frames: int) -> tuple[torch.Tensor, torch.Tensor]:
-        kind = torch.arange(num_latent_frames, device=self.latents_mean.device) % 2
-        mean, std = self.latents_mean[:, kind], self.latents_std[:, kind]  # [8, n]
-        return mean.float()[None, :, :, None, None], std.float()[None, :, :, None, None]
 
     def _init_weights(self) -> None:
         for module in self.modules():

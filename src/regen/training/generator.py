@@ -60,11 +60,12 @@ class GeneratorObjective(nn.Module):
         prompt_embeds: torch.Tensor,
         prompt_mask: torch.Tensor,
     ) -> torch.Tensor:
-        """Losses of the samples, `[B]`, from normalised `latents` `[B, 8, n, h, w]`.
+        """Losses of the samples, `[B]`, from the embedder's `latents` `[B, 8, n, h, w]`.
 
         `noise` like `latents`; `timestep` `[B]` in [0, 1]; `num_given` `[B]`: first latent frames
         that stay as they are, at timestep 0.
         """
+        latents = self.model.normalize_latents(latents)
         is_given = torch.arange(latents.shape[2], device=latents.device) < num_given[:, None]
         times = torch.where(is_given, 0, timestep[:, None])  # [B, n]
         t = times[:, None, :, None, None]
@@ -109,7 +110,7 @@ class GeneratorTask:
         """Mean loss of a batch; its noise is that of `rank` and the run's step."""
         config, device = self.config, run.accelerator.device
         generator = torch.Generator().manual_seed(step_seed(config.seed, rank, run.step))
-        latents = self.objective.model.normalize_latents(batch["latents"].to(device)).cpu()
+        latents = batch["latents"]
         noise = torch.randn(latents.shape, generator=generator)
         timestep = draw_generator_timesteps(
             len(latents), config.logit_mean, config.logit_std, config.timestep_shift, generator
@@ -139,8 +140,7 @@ class GeneratorTask:
         generator = torch.Generator().manual_seed(0)
         for clip in map(self.clips.__getitem__, self.held_out):
             embeds, mask = pad_texts([clip["prompt_embeds"]] * len(VALIDATION_TIMESTEPS))
-            latents = clip["latents"][:, : 2 * self.config.num_chunks].to(device)
-            latents = self.objective.model.normalize_latents(latents[None])[0].cpu()
+            latents = clip["latents"][:, : 2 * self.config.num_chunks]
             kinds = {"image": latents[:, :1]} | ({"video": latents} if len(latents[0]) > 1 else {})
             for name, one in kinds.items():
                 every = one.expand(len(VALIDATION_TIMESTEPS), *one.shape)

@@ -105,6 +105,12 @@ def take_weights(model: Autoencoder, config: TrainConfig) -> list[str]:
             f"{config.init} is an {type(source).__name__}, preset {config.preset} is not: give one "
             "of the same class"
         )
+    own_ratio = source.config["temporal_compression_ratio"]
+    if source.temporal_compression_ratio != own_ratio:
+        raise ValueError(
+            f"{config.init} works at {source.temporal_compression_ratio}x in time and was trained "
+            f"at {own_ratio}x: what trains is at the ratio of --preset; give --init without @"
+        )
     predicts, wanted = source.config.get("prediction_type"), model.config.get("prediction_type")
     if predicts != wanted:
         raise ValueError(f"{config.init} predicts {predicts}: give --prediction-type {predicts}")

@@ -1,0 +1,29 @@
+"""Mean and deviation of latents, as buffers of a model: per channel, content and motion apart."""
+
+import torch
+
+
+class LatentStatistics:
+    """Mixin of a model with the buffers `latents_mean`, `latents_std` `[C, 2]` (content, motion).
+
+    They act on latents `[B, C, n, h, w]`, even latent frames content and odd ones motion; results
+    are float32.
+    """
+
+    latents_mean: torch.Tensor
+    latents_std: torch.Tensor
+
+    def normalize_latents(self, latents: torch.Tensor) -> torch.Tensor:
+        """Latents as they come -> about zero mean and unit deviation."""
+        mean, std = self._statistics(latents.shape[2])
+        return (latents.float() - mean) / std
+
+    def denormalize_latents(self, latents: torch.Tensor) -> torch.Tensor:
+        """Back from `normalize_latents`."""
+        mean, std = self._statistics(latents.shape[2])
+        return latents.float() * std + mean
+
+    def _statistics(self, num_latent_frames: int) -> tuple[torch.Tensor, torch.Tensor]:
+        kind = torch.arange(num_latent_frames, device=self.latents_mean.device) % 2
+        mean, std = self.latents_mean[:, kind], self.latents_std[:, kind]  # [C, n]
+        return mean.float()[None, :, :, None, None], std.float()[None, :, :, None, None]
