@@ -26,6 +26,7 @@ from regen.training import loop
 from regen.training.generator import (
     GeneratorObjective,
     draw_generator_timesteps,
+    load_models,
     train_generator,
 )
 from regen.training.latent_batches import LatentBatchConfig, LatentBatches, LatentClips
@@ -116,6 +117,15 @@ def test_caches_of_different_models(cache: Path, tmp_path: Path) -> None:
         (other / "dataset.json").write_text(json.dumps(fields | {name: value}))
         with pytest.raises(ValueError, match=f"differ in their {name}"):
             LatentClips([str(cache), str(other)])
+
+
+def test_the_embedder_stands_at_the_ratio_of_the_cache(cache: Path, tmp_path: Path) -> None:
+    """Also one that --embedder names without it."""
+    info = LatentClips([str(cache)]).info
+    config = config_of(cache, tmp_path, embedder=info["model"])
+    for ratio in (8, 3):
+        vae, _, _ = load_models(config, info | {"temporal_compression_ratio": ratio})
+        assert vae.geometry.chunk_length == ratio + 1
 
 
 def test_timesteps_are_logit_normal_and_shifted() -> None:

@@ -94,11 +94,16 @@ def test_the_statistics_of_the_data_act_around_the_transformer() -> None:
         expected = plain[0, :, frame] * std[:, frame, None, None] + mean[:, frame, None, None]
         torch.testing.assert_close(scaled[0, :, frame], expected, atol=1e-4, rtol=1e-4)
     image = Image.new("RGB", (40, 32), (200, 30, 90))
+    seen: list[torch.Tensor] = []
+    hook = pipeline.transformer.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     given = run(pipeline, image=image, **options)
+    hook.remove()
     pixels = torch.tensor([200, 30, 90]).view(1, 3, 1, 1, 1).expand(1, 3, 1, 32, 40) / 127.5 - 1
     with torch.no_grad():
         own = pipeline.vae.encode(pixels).latents
     torch.testing.assert_close(given[:, :, :1], own, atol=1e-4, rtol=1e-4)
+    normalised = (own[:, :, 0] - mean[:, 0, None, None]) / std[:, 0, None, None]
+    torch.testing.assert_close(seen[0][:1, :, 0], normalised, atol=1e-4, rtol=1e-4)
 
 
 def test_the_prompts_count(pipeline: RegenTextToVideoPipeline) -> None:

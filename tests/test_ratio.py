@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import SMALL
 from test_codec import moving_frames, write_video
 
 from regen.chunking import stretch
@@ -13,6 +14,7 @@ from regen.latents import read_latents
 from regen.models.autoencoder import AutoencoderREGEN
 from regen.models.extension import decode_extended
 from regen.models.loading import load_model
+from regen.models.presets import tiny_8x
 from regen.training.config import TrainConfig
 from regen.training.start import take_weights
 from regen.video import read_frames
@@ -39,6 +41,18 @@ def test_any_length_at_any_ratio(small_model_folder: Path, ratio: int) -> None:
         again = model.decode(latents, num_frames=video.shape[2]).sample
     assert latents.shape[2] == model.geometry.num_latent_frames(video.shape[2])
     assert again.shape == video.shape and again.isfinite().all()
+
+
+def test_the_encoder_sees_stretched_chunks() -> None:
+    """Without shortcuts nothing else of a model sees the chunk."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = AutoencoderREGEN(**(tiny_8x() | SMALL | {"motion_shortcut": False})).eval()
+    video = torch.rand(1, 3, 5, 16, 24) * 2 - 1
+    with torch.no_grad():
+        expected = model.encode(stretch(video, 9)).latents
+        model.set_chunk_ratio(4)
+        torch.testing.assert_close(model.encode(video).latents, expected)
 
 
 def test_its_own_ratio_changes_nothing(small_model_folder: Path) -> None:
