@@ -110,6 +110,7 @@ def write_cache(
         "spatial_compression_ratio": 8,
         "text_encoder": str(text_folder),
         "text_dim": encoder.dim,
+        "text_max_length": encoder.max_length,
         "latents_mean": [[0.25, -0.5]] * 8,
         "latents_std": [[0.75, 2.0]] * 8,
         "latents_count": [1000.0, 1000.0],

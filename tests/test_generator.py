@@ -9,7 +9,7 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from small_generator import (
     config_of,
     make_transformer,
@@ -27,6 +27,7 @@ from regen.training.generator import (
     GeneratorObjective,
     draw_generator_timesteps,
     load_models,
+    take_transformer,
     train_generator,
 )
 from regen.training.latent_batches import LatentBatchConfig, LatentBatches, LatentClips
@@ -126,6 +127,14 @@ def test_the_embedder_stands_at_the_ratio_of_the_cache(cache: Path, tmp_path: Pa
     for ratio in (8, 3):
         vae, _, _ = load_models(config, info | {"temporal_compression_ratio": ratio})
         assert vae.geometry.chunk_length == ratio + 1
+
+
+def test_a_model_of_other_encoders_is_refused(cache: Path, tmp_path: Path) -> None:
+    train_generator(config_of(cache, tmp_path / "base", steps=1))
+    info, init = LatentClips([str(cache)]).info, str(tmp_path / "base" / "model")
+    for name, words in (("encoder_id", "latents"), ("text_encoder_id", "texts")):
+        with pytest.raises(ValueError, match=f"trained on {words} of encoder"):
+            take_transformer(make_transformer(), init, info | {name: "another"})
 
 
 def test_timesteps_are_logit_normal_and_shifted() -> None:
@@ -231,6 +240,30 @@ def test_the_model_is_a_pipeline_and_sheets_are_pictures(cache: Path, tmp_path: 
     assert not list(config.output.glob(".model*"))
 
 
+def test_it_starts_from_another_model(cache: Path, tmp_path: Path, capfd) -> None:
+    """Its weights and statistics, except those of a kind that it had not seen."""
+    base = config_of(cache, tmp_path / "base", steps=1)
+    train_generator(base)
+    init = tmp_path / "base" / "model"
+    model, info = make_transformer(1), LatentClips([str(cache)]).info
+    model.set_latent_statistics(torch.full((8, 2), 5.0), torch.full((8, 2), 6.0))
+    assert take_transformer(model, str(init), info) == []
+    given = load_pipeline(str(init)).transformer
+    assert all(torch.equal(model.state_dict()[k], v) for k, v in given.state_dict().items())
+
+    file = init / "transformer" / "diffusion_pytorch_model.safetensors"
+    state = load_file(file)
+    state["latents_mean"][:, 1], state["latents_std"][:, 1] = 0.0, 1.0  # of images alone
+    save_file(state, file, metadata={"format": "pt"})
+    model.set_latent_statistics(torch.full((8, 2), 5.0), torch.full((8, 2), 6.0))
+    take_transformer(model, str(init), info)
+    assert model.latents_mean[0].tolist() == [0.25, 5.0]
+    assert model.latents_std[0].tolist() == [0.75, 6.0]
+
+    train_generator(config_of(cache, tmp_path / "fine", init=str(init), patch_size=1, steps=1))
+    assert "what starts anew: patch_embed, proj_out" in capfd.readouterr().out
+
+
 @pytest.mark.slow
 def test_two_processes_with_sharded_weights_are_one_process(cache: Path, tmp_path: Path) -> None:
     options = {"validate_every": 2, "prompts": ("a blue box",)}
@@ -291,6 +324,7 @@ def test_it_learns_what_captions_say(cache: Path, tmp_path: Path) -> None:
         ({"data": ("missing",)}, r"missing holds no dataset\.json"),
         ({"embedder": "tiny-8x8x8"}, "give the one that made them as --embedder"),
         ({"text_encoder": "missing/"}, "no text encoder missing/"),
+        ({"init": "missing/"}, "no text-to-video model missing/"),
     ],
 )
 def test_bad_options_are_one_line(cache: Path, tmp_path: Path, options: dict, words: str) -> None:

@@ -21,7 +21,7 @@ from regen.models.autoencoder import AutoencoderREGEN
 from regen.models.generator_presets import GENERATOR_PRESETS
 from regen.models.loading import load_model
 from regen.models.transformer import RegenTransformer3DModel
-from regen.pipeline import RegenTextToVideoPipeline, make_scheduler
+from regen.pipeline import RegenTextToVideoPipeline, load_pipeline, make_scheduler
 from regen.text import DEFAULT_NAME, TextEncoder
 from regen.training.averages import make_averages
 from regen.training.checkpoint import latest_checkpoint, load_checkpoint
@@ -255,6 +255,41 @@ def load_models(
     return vae, encoder, name
 
 
+def take_transformer(
+    model: RegenTransformer3DModel, init: str, info: dict[str, Any]
+) -> list[str]:
+    """Copy what fits `model` of the pipeline `init`: weights, and the statistics of its latents.
+
+    Returns the modules of what does not fit. Raises ValueError where there is no such pipeline, or
+    other encoders made its latents or texts than those of the caches that `info` is of.
+    """
+    source = load_pipeline(init)
+    text = TextEncoder(source.text_encoder, source.tokenizer, init, info["text_max_length"])
+    for what, found, wanted in (
+        ("latents", source.vae.encoder_id(), info["encoder_id"]),
+        ("texts", text.encoder_id(), info["text_encoder_id"]),
+    ):
+        if found != wanted:
+            raise ValueError(
+                f"{init} was trained on {what} of encoder {found}, those of --data are of {wanted}: "
+                "give a cache made with the models of --init, or train without it"
+            )
+    state = model.state_dict()
+    fitting = {
+        name: tensor
+        for name, tensor in source.transformer.state_dict().items()
+        if name in state and tensor.shape == state[name].shape
+    }
+    # Choice: a text-to-video model that starts from another keeps its statistics of the latents.
+    # New ones would change what the weights say. Of motion, one of images alone has none to keep.
+    mean, std = source.transformer.latents_mean, source.transformer.latents_std
+    for kind in (0, 1):
+        if not mean[:, kind].any() and std[:, kind].eq(1).all():
+            mean[:, kind], std[:, kind] = model.latents_mean[:, kind], model.latents_std[:, kind]
+    model.load_state_dict(state | fitting)
+    return sorted({name.rpartition(".")[0] or name for name in set(state) - set(fitting)})
+
+
 def start_generator(config: GeneratorConfig, accelerator: Accelerator) -> Run:
     """A new run, or one restored from the newest whole checkpoint below `config.output`."""
     clips = LatentClips(config.data)
@@ -280,6 +315,14 @@ def start_generator(config: GeneratorConfig, accelerator: Accelerator) -> Run:
     model = build_transformer(config, vae, encoder.dim, (usual[0], usual[1], usual[2]))
     moments = clips.moments()
     model.set_latent_statistics(moments.mean.float(), moments.std.float())
+    with accelerator.main_process_first():  # renames what is damaged
+        checkpoint, damaged = latest_checkpoint(config.output / "checkpoints")
+    for path in damaged:
+        accelerator.print(f"a checkpoint is damaged and was put aside: {path}")
+    if checkpoint is None and config.init is not None:
+        new = take_transformer(model, config.init, clips.info)
+        some = ", ".join(new[:20] + ["..."] * (len(new) > 20)) or "nothing"
+        accelerator.print(f"start from {config.init}; what starts anew: {some}")
     objective = GeneratorObjective(model)
     task = GeneratorTask(
         config,
@@ -293,10 +336,6 @@ def start_generator(config: GeneratorConfig, accelerator: Accelerator) -> Run:
         torch.ones(embeds.shape[:2], dtype=torch.bool) if mask is None else mask,
         null_embeds,
     )
-    with accelerator.main_process_first():  # renames what is damaged
-        checkpoint, damaged = latest_checkpoint(config.output / "checkpoints")
-    for path in damaged:
-        accelerator.print(f"a checkpoint is damaged and was put aside: {path}")
     wrapped = parallelize(objective, model, ("sample",), config, accelerator)
     optimizer, ema = make_optimizer(model, config), make_averages(model, config.ema_decay)
     learners = [Learner("model", objective, wrapped, optimizer)]

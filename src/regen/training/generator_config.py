@@ -17,6 +17,9 @@ class GeneratorConfig(RunConfig):
     latents. Another one has the same encoder."""
     text_encoder: str | None = None
     """Where the one that made the captions' embeddings is now, if the cache does not know."""
+    init: str | None = None
+    """Start from this text-to-video model, a folder OUTPUT/model or a hub id, made from latents and
+    texts of the same encoders. What does not fit the preset is named and starts anew."""
     preset: str = "t2v_tiny"
     """t2v_tiny, t2v_1b, t2v_5b: model configuration; see regen.models.generator_presets."""
     patch_size: int = 2
