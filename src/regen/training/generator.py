@@ -255,9 +255,7 @@ def load_models(
     return vae, encoder, name
 
 
-def take_transformer(
-    model: RegenTransformer3DModel, init: str, info: dict[str, Any]
-) -> list[str]:
+def take_transformer(model: RegenTransformer3DModel, init: str, info: dict[str, Any]) -> list[str]:
     """Copy what fits `model` of the pipeline `init`: weights, and the statistics of its latents.
 
     Returns the modules of what does not fit. Raises ValueError where there is no such pipeline, or
@@ -271,7 +269,7 @@ def take_transformer(
     ):
         if found != wanted:
             raise ValueError(
-                f"{init} was trained on {what} of encoder {found}, those of --data are of {wanted}: "
+                f"{init} was trained on {what} of encoder {found}, --data has those of {wanted}: "
                 "give a cache made with the models of --init, or train without it"
             )
     state = model.state_dict()
