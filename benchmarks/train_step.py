@@ -62,7 +62,7 @@ def fixed_batch(step: int) -> dict[str, torch.Tensor]:
 class Trainer:
     """Model, optimiser and averages of the checkout that is on the path, and its step."""
 
-    def __init__(self, preset: str, off: list[str]) -> None:
+    def __init__(self, preset: str, changes: list[str]) -> None:
         from diffusers.training_utils import EMAModel
 
         from regen.models import dit
@@ -83,12 +83,16 @@ class Trainer:
 
             self.optimizer = make_optimizer(self.model, config)
         self.ema = EMAModel(self.model.parameters(), use_ema_warmup=True, power=0.75)
-        if "attention" in off:
+        if "attention" in changes:
             dit.SHORT_SEQUENCE = 0
-        if "layout" in off:
+        if "layout" in changes:
             self.model.encoder.conv_in.register_forward_pre_hook(lambda _, args: args[0].clone(
                 memory_format=torch.contiguous_format
             ))  # fmt: skip
+        if "compile_blocks" in changes:
+            self.model.compile_repeated_blocks(dynamic=False)
+        if "compile" in changes:
+            self.objective = torch.compile(self.objective, dynamic=False)
 
     def step(self, batch: dict[str, torch.Tensor]) -> float:
         with torch.autocast("cpu", torch.bfloat16):
@@ -101,9 +105,9 @@ class Trainer:
         return float(loss.detach())
 
 
-def work(preset: str, off: list[str]) -> None:
+def work(preset: str, changes: list[str]) -> None:
     """In the process of a row: a step for each line that comes in; prints JSON."""
-    trainer = Trainer(preset, off)
+    trainer = Trainer(preset, changes)
     for step, _ in enumerate(sys.stdin):
         batch = fixed_batch(step)
         wall_s, cpu_s = time.perf_counter(), time.process_time()
@@ -124,6 +128,8 @@ def compare(options: argparse.Namespace) -> None:
         "this checkout": (HERE, []),
         "fused attention at short sequences": (HERE, ["attention"]),
         "3D convolutions with channels first": (HERE, ["layout"]),
+        "with --compile-blocks": (HERE, ["compile_blocks"]),
+        "with --compile": (HERE, ["compile"]),
     }
     if options.before:
         rows["the commit before"] = options.before, []
@@ -131,9 +137,9 @@ def compare(options: argparse.Namespace) -> None:
     if options.first:
         rows["first version, its own model"] = options.first, []
     workers = {}
-    for name, (folder, off) in rows.items():
+    for name, (folder, changes) in rows.items():
         command = [sys.executable, __file__, "--work", "--preset", options.preset]
-        command += ["--threads", str(options.threads), "--off", *off]
+        command += ["--threads", str(options.threads), "--changes", *changes]
         environment: dict[str, Any] = os.environ | {"PYTHONPATH": str(folder.resolve() / "src")}
         workers[name] = subprocess.Popen(
             command, env=environment, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE
@@ -213,11 +219,11 @@ def main() -> None:
     parser.add_argument("--cycles", type=int, default=4, help=f"of {CYCLE} steps; one to warm up")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--work", action="store_true", help=argparse.SUPPRESS)
-    parser.add_argument("--off", nargs="*", default=[], help=argparse.SUPPRESS)
+    parser.add_argument("--changes", nargs="*", default=[], help=argparse.SUPPRESS)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     if options.work:
-        work(options.preset, options.off)
+        work(options.preset, options.changes)
         return
     if options.cycles < 2:
         parser.error("--cycles is at least 2: the first is not counted")

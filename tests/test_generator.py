@@ -313,7 +313,7 @@ def test_it_learns_what_captions_say(cache: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"preset": "huge"}, "--preset is one of t2v_tiny"),
+        ({"preset": "huge"}, "--preset is one of t2v_nano"),
         ({"data": ()}, "--data takes at least one folder"),
         ({"steps": 0}, "--steps is at least 1"),
         ({"patch_size": 0}, "--patch-size is at least 1"),

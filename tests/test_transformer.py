@@ -132,7 +132,7 @@ def test_save_and_load(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("preset", "text_dim", "millions"),
-    [("t2v_tiny", 384, 14), ("t2v_1b", 4096, 905), ("t2v_5b", 4096, 4960)],
+    [("t2v_nano", 384, 4), ("t2v_tiny", 384, 14), ("t2v_1b", 4096, 905), ("t2v_5b", 4096, 4960)],
 )
 def test_presets_have_the_size_they_say(preset: str, text_dim: int, millions: int) -> None:
     with torch.device("meta"):

@@ -10,8 +10,9 @@ goes on.
 import hashlib
 import json
 import logging
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -99,10 +100,11 @@ def build_cache(data: Sequence[str], output: str | Path, options: CacheOptions) 
         (output / DATASET_FILE).unlink(missing_ok=True)
     bad = BadClips(output / BAD_LIST, len(items), options.max_bad_share)
     bad.start([line for one in done if one is not None for line in one["bad"]])
-    jobs = [job(item, options.clips) for number in missing for item in groups[number]]
-    encoded = _encode(jobs, options)
+    num_jobs = sum(len(groups[number]) for number in missing)
+    jobs = (job(item, options.clips) for number in missing for item in groups[number])
+    encoded = _encode(jobs, num_jobs, options)
     try:
-        with tqdm(total=len(items), initial=len(items) - len(jobs), unit="clip") as bar:
+        with tqdm(total=len(items), initial=len(items) - num_jobs, unit="clip") as bar:
             for number in missing:
                 clips, lines = [], []
                 for _ in groups[number]:
@@ -222,9 +224,9 @@ def _finish(
 # --- who encodes ---
 
 
-def _encode(jobs: list[Row], options: CacheOptions) -> Generator[Any]:
-    """What `ClipEncoder` makes of each job, in their order."""
-    if not jobs:
+def _encode(jobs: Iterator[Row], num_jobs: int, options: CacheOptions) -> Generator[Any]:
+    """What `ClipEncoder` makes of each of `num_jobs` jobs, in their order."""
+    if not num_jobs:
         return
     models = (options.model, options.text_encoder, options.storage, options.device)
     if options.num_workers == 0:
@@ -236,7 +238,7 @@ def _encode(jobs: list[Row], options: CacheOptions) -> Generator[Any]:
 
 
 def _encode_with_ray(
-    jobs: list[Row], models: tuple[Any, ...], options: CacheOptions
+    jobs: Iterator[Row], models: tuple[Any, ...], options: CacheOptions
 ) -> Generator[Row]:
     try:
         import ray
@@ -264,8 +266,7 @@ def _encode_with_ray(
         context = ray.data.DataContext.get_current()
         context.execution_options.preserve_order = True
         context.enable_progress_bars = False
-        for start in range(0, len(jobs), CLIPS_PER_ROUND):
-            some = jobs[start : start + CLIPS_PER_ROUND]
+        while some := list(islice(jobs, CLIPS_PER_ROUND)):
             num_blocks = -(-len(some) // CLIPS_PER_BLOCK)
             clips = ray.data.from_items(some, override_num_blocks=num_blocks)
             encoded = clips.map(decode, num_cpus=1).map(
