@@ -21,7 +21,7 @@ class GeneratorConfig(RunConfig):
     """Start from this text-to-video model, a folder OUTPUT/model or a hub id, made from latents and
     texts of the same encoders. What does not fit the preset is named and starts anew."""
     preset: str = "t2v_tiny"
-    """t2v_nano, t2v_tiny, t2v_1b, t2v_5b: model configuration; see regen.models.generator_presets."""
+    """Model configuration: t2v_nano, t2v_tiny, t2v_1b, t2v_5b (regen.models.generator_presets)."""
     patch_size: int = 2
     """Latent places on a side of a token: 1 is finer and costs four times as much, or more."""
     image_steps: int = 0
