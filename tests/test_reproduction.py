@@ -84,6 +84,9 @@ def test_figures_of_one_model_train_it_once(folder: Path, tmp_path: Path, monkey
     assert plan["steps"] == max(1, round(0.6 / plan["seconds_per_step"]))
     lines = (tmp_path / "models" / runs[0] / "metrics.jsonl").read_text().splitlines()
     assert len(lines) == plan["steps"]
+    validated = (tmp_path / "models" / runs[0] / "validation.jsonl").read_text().splitlines()
+    curve = ", ".join(f"{json.loads(line)['validation/psnr']:.2f}" for line in validated)
+    assert 1 <= len(validated) <= 4 and f"small_8x, seed 0: {curve};" in " ".join(table.notes)
 
     def fail(*_) -> None:
         raise AssertionError("trained again")

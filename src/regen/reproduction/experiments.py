@@ -97,14 +97,14 @@ def comparison(
     columns = ["compression", "method", "preset", "frames per latent frame"]
     columns += ["pixel values per latent value", "decode, GFLOP/frame", "steps", "wall minutes"]
     table = Table(title, [*columns, "PSNR", "SSIM", *published_columns])
-    minutes: list[float] = []
+    every: list[Trained] = []
     costs = {ratio: check_equal_cost([row.preset for row in rows], config.eval_size)
              for ratio, rows in groups.items()}  # fmt: skip
     for ratio, rows in groups.items():
         for row in rows:
             models = [trained(config, row.preset, seed) for seed in config.seeds]
             results = [reconstruction(config)(one) for one in models]
-            minutes += [one.wall_minutes for one in models]
+            every += models
             table.rows.append([
                 f"8 x 8 x {ratio}",
                 row.method,
@@ -117,12 +117,12 @@ def comparison(
                 spread([one["ssim"] for one in results], 4),
                 *published(ratio, row.method),
             ])  # fmt: skip
-    table.notes = notes(config, minutes)
+    table.notes = notes(config, every)
     return table
 
 
-def notes(config: ReproduceConfig, minutes: Sequence[float]) -> list[str]:
-    """What to know before comparing."""
+def notes(config: ReproduceConfig, models: Sequence[Trained]) -> list[str]:
+    """What to know before comparing `models`."""
     number = f"the first {config.max_clips}" if config.max_clips else "all"
     lines = [
         f"Ours: {number} clips of {config.eval_data}, the first {config.eval_frames} frames at "
@@ -135,9 +135,18 @@ def notes(config: ReproduceConfig, minutes: Sequence[float]) -> list[str]:
     if config.minutes:
         lines.append(
             f"Equal training time: {config.minutes:g} minutes for each model by the clock that the "
-            "probe read (its plan.json). Curves may still be far from flat: look at "
-            "validation.jsonl, or at what twice the time gives."
+            "probe read (its plan.json)."
         )
+    curves = [
+        f"{one.preset}, seed {one.seed}: {', '.join(f'{psnr:.2f}' for psnr in one.curve)}"
+        for one in models
+    ]
+    if curves:
+        lines.append(
+            "PSNR of clips held out of training, after each quarter of it (is the curve flat? in "
+            f"the last one the learning rate falls): {'; '.join(curves)}."
+        )
+    minutes = [one.wall_minutes for one in models]
     if minutes and config.minutes and max(minutes) > EQUAL_TIME * min(minutes):
         lines.append(
             f"The wall clock says {min(minutes):.1f} to {max(minutes):.1f} minutes: other work "
@@ -203,10 +212,10 @@ def table3(config: ReproduceConfig) -> Table:
         name: decode_flops_per_frame(partial(new_model, name), side) / 1e9
         for name in presets.values()
     }
-    minutes: list[float] = []
+    every: list[Trained] = []
     for name, preset in presets.items():
         models = [trained(config, preset, seed) for seed in config.seeds]
-        minutes += [one.wall_minutes for one in models]
+        every += models
         cells = [name, preset, f"{costs[preset]:.3g}", spread([one.steps for one in models], 0)]
         cells.append(spread([one.wall_minutes for one in models], 1))
         for size in (side, 2 * side):
@@ -214,7 +223,7 @@ def table3(config: ReproduceConfig) -> Table:
             cells += [spread([one["psnr"] for one in results], 2)]
             cells += [spread([one["ssim"] for one in results], 4)]
         table.rows.append([*cells, *map(paper_cell, paper.TABLE_3[name])])
-    table.notes = notes(config, minutes)
+    table.notes = notes(config, every)
     table.notes.append(
         f"Trained at {side} x {side}, measured there and at twice the side. In-context "
         "conditioning has two more frames of tokens, which its cost shows."
@@ -245,19 +254,19 @@ def figure12(config: ReproduceConfig) -> Table:
         "Figure 12: quality and compression factor",
         ["method", "preset or class", "pixel values per latent value", "PSNR", "SSIM"],
     )
-    minutes: list[float] = []
+    every: list[Trained] = []
     for ratio in (4, 8, 16, 32):
         for row in (magvit(config, ratio), regen(config, ratio)):
             models = [trained(config, row.preset, seed) for seed in config.seeds]
             results = [reconstruction(config)(one) for one in models]
-            minutes += [one.wall_minutes for one in models]
+            every += models
             values = [spread([one["psnr"] for one in results], 2)]
             values.append(spread([one["ssim"] for one in results], 4))
             name = f"{row.method}, {ratio}x"
             table.rows.append([name, row.preset, geometry_cells(row.preset)[1], *values])
     for name, peer in PEERS.items():
         table.rows.append([name, peer.class_name, f"{peer.factor:.4g}", MISSING, MISSING])
-    table.notes = notes(config, minutes)
+    table.notes = notes(config, every)
     table.notes.append(
         "The paper draws this figure and prints no numbers of it. The other embedders have their "
         "place on its axis, of a long video; measuring them takes their weights: regen evaluate "
@@ -281,7 +290,7 @@ def figure7(config: ReproduceConfig) -> Table:
         results = [reconstruction(config, steps)(one) for one in models]
         values = [spread([one["psnr"] for one in results], 2)]
         table.rows.append([str(steps), *values, spread([one["ssim"] for one in results], 4)])
-    table.notes = notes(config, [one.wall_minutes for one in models])
+    table.notes = notes(config, models)
     table.notes.append(
         "The paper draws it: with more steps PSNR falls slightly and rFVD improves (Sec. 5)."
     )
@@ -345,7 +354,7 @@ def figure9(config: ReproduceConfig) -> Table:
         f"seam; of the source {spread([one['source'] for one in results[:1]], 3)}. The paper shows "
         "pictures and no number.",
         "With one step the extension shares noise alone (docs of regen.models.extension).",
-        *notes(config, [one.wall_minutes for one in models]),
+        *notes(config, models),
     ]
     return table
 
@@ -400,7 +409,7 @@ def figure13(config: ReproduceConfig) -> Table:
     table.notes = [
         "The source is every second frame. The paper's external interpolator, EMA-VFI, is not run: "
         "its weights are not here. The paper shows pictures and no number.",
-        *notes(config, [one.wall_minutes for one in models]),
+        *notes(config, models),
     ]
     return table
 

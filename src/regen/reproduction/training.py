@@ -25,6 +25,7 @@ from regen.training.start import start_run, train
 PROBE_STEPS = 1000  # iterations of the run that a probe pretends to be
 PROBE_PLACES = (0.0, 0.25, 0.5, 0.75)  # of it; the adversarial losses begin at a third
 WARMUP_SHARE = 0.1
+VALIDATIONS = 4  # of a run: whether its curve is flat
 SMALL = {"crop": 64, "video_batch_size": 8, "image_batch_size": 16}
 # Paper: B.2.1, 128 x 128, 6 images or 2 videos a GPU, 200K iterations.
 PAPER_MAGVIT = {
@@ -41,14 +42,15 @@ PAPER_MAGVIT = {
 
 @dataclass(frozen=True)
 class Trained:
-    """A model and what its training took."""
+    """A model and what its training took. `curve`: PSNR on clips held out of training, after each
+    quarter of it."""
 
     preset: str
     seed: int
     folder: Path
     steps: int
     wall_minutes: float
-    settings: dict[str, Any]
+    curve: list[float]
 
     def load(self) -> Autoencoder:
         return load_model(str(self.folder), "cuda" if torch.cuda.is_available() else "cpu")
@@ -73,15 +75,18 @@ def trained(config: ReproduceConfig, preset: str, seed: int) -> Trained:
         base,
         steps=steps,
         warmup_steps=min(base.warmup_steps, int(WARMUP_SHARE * steps)),
-        validate_every=steps,
+        validate_every=-(-steps // VALIDATIONS),
         checkpoint_every=max(1, min(500, steps // 4)),
         keep_last=1,
     )
     if not (output / "model" / "config.json").exists():
         print(f"{preset}, seed {seed}: {steps} steps, {planned['said']}", flush=True)
         train(run)
-    last = json.loads((output / "validation.jsonl").read_text().splitlines()[-1])
-    return Trained(preset, seed, output / "model", steps, last["elapsed_s"] / 60, planned)
+    lines = map(json.loads, (output / "validation.jsonl").read_text().splitlines())
+    quarters = {round(one["step"] * VALIDATIONS / steps): one for one in lines}
+    minutes = quarters[VALIDATIONS]["elapsed_s"] / 60
+    curve = [one["validation/psnr"] for one in quarters.values()]
+    return Trained(preset, seed, output / "model", steps, minutes, curve)
 
 
 def _train_config(config: ReproduceConfig, preset: str, seed: int, output: Path) -> TrainConfig:
