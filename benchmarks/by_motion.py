@@ -34,7 +34,8 @@ def main() -> None:
     for row in rows:
         if [Path(clip["id"]).name for clip in row["clips"]] != names:
             parser.error(f"{row['name']} is of other clips than {rows[0]['name']}")
-    size, num_frames = protocol["size"], protocol["num_frames"]
+    size = protocol["size"] if isinstance(protocol["size"], int) else None  # as the files are
+    num_frames = protocol["num_frames"]
     motion = np.array(
         [change(read_prepared(options.clips / name, size, num_frames)) for name in names]
     )

@@ -91,7 +91,8 @@ def main(options: Options) -> None:
     videos, started = [], time.perf_counter()
     for start in tqdm(range(0, len(scenes), options.batch_size), unit="batch"):
         some = scenes[start : start + options.batch_size]
-        generators = [torch.Generator().manual_seed(start + index) for index in range(len(some))]
+        seeds = range(1000 * options.seed + start, 1000 * options.seed + start + len(some))
+        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
         with torch.autocast(pipeline.device.type, torch.bfloat16):
             latents = pipeline(
                 [scene.caption for scene in some],

@@ -188,7 +188,7 @@ def wait_share(preset: str, num_steps: int) -> float:
                 for number, frame in enumerate(frames.permute(1, 2, 3, 0).byte().numpy()):
                     writer.write(frame, Fraction(number, 24))
         clips = prepare_clips([folder / "clips"], folder / "cache").clips
-        batches = TrainingBatches(clips, BatchConfig(0, num_steps, NUM_FRAMES - 1))
+        batches = TrainingBatches(clips, BatchConfig(0, num_steps, NUM_FRAMES))
         trainer = Trainer(preset, [])
         loader = TimedLoader(batches, range(num_steps), num_workers=1)
         for step, batch in enumerate(loader):

@@ -16,6 +16,7 @@ from regen.cache.shards import LatentDataset, collate
 from regen.cache.statistics import Moments
 from regen.data.world import make_scene, render, write_world
 from regen.models.autoencoder import AutoencoderREGEN
+from regen.models.loading import new_model
 from regen.text import TextEncoder
 from regen.video import frames_to_video, read_frames
 
@@ -137,6 +138,15 @@ def test_stats_are_made_anew_and_other_encoders_refused(
     (copy / "dataset.json").write_text(json.dumps(broken))
     recompute_statistics(copy)
     assert json.loads((copy / "dataset.json").read_text()) == fields
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    (empty / "dataset.json").write_text(json.dumps(fields))
+    with pytest.raises(ValueError, match="holds no latent shard"):
+        recompute_statistics(empty)
+    magvit = tmp_path / "magvit"
+    new_model("magvit_small_8x").save_pretrained(magvit)
+    with pytest.raises(ValueError, match="magvit is AutoencoderMAGVITv2"):
+        build_cache([str(world)], tmp_path / "none", replace(options, model=str(magvit)))
     other = tmp_path / "other"
     build_cache([str(world)], other, replace(options, model=str(other_model_folder)))
     (copy / "shard-000009.safetensors").write_bytes(contents(other)["shard-000000.safetensors"])

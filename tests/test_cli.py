@@ -450,6 +450,18 @@ def test_encode_decode_is_reconstruct(run, place, small_model_folder):
     assert np.array_equal(*(times_of(place / name) for name in ("one.mkv", "two.mkv")))
 
 
+def test_decode_says_the_ratio_of_the_latents(run, place, small_model_folder):
+    encoded = run("encode", "clip.mkv", "a.safetensors", "--model", f"{small_model_folder}@3")
+    decoded = run("decode", "a.safetensors", "two.mkv", "--model", small_model_folder)
+    for status, out, _ in (encoded, decoded):
+        assert status == 0 and rows(out)["nominal compression"] == "8 x 8 x 3"
+
+
+def test_names_with_an_at(run, place):
+    shutil.copy(place / "clip.mkv", place / "clip@home.mkv")
+    assert run("info", "clip@home.mkv")[0] == 0
+
+
 def times_of(path: Path) -> list[Fraction]:
     with open_video(path) as reader:
         return [frame.time for frame in reader]

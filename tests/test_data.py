@@ -487,6 +487,23 @@ def test_prepare_keeps_frames_and_reads_the_manifest(
     assert len(items) == 3
 
 
+def test_manifests_beside_clips(folder: Path, tmp_path: Path) -> None:
+    """With the mark that Excel writes, through links and .. in paths."""
+    (folder / "manifest.csv").write_text("\ufefffile,source,caption\n../data/a.mkv,film,a\n")
+    os.symlink(folder / "a.mkv", folder / "link.mkv")
+    found = {item.name: (item.source, item.caption) for item in find_items([folder], tmp_path)}
+    assert found["a.mkv"] == ("film", "a")
+    links = tmp_path / "links"
+    links.mkdir()
+    os.symlink(folder / "deep" / "b.mkv", links / "b.mkv")
+    (links / "manifest.csv").write_text("file,source,caption\nb.mkv,tale,b\n")
+    (item,) = find_items([links], tmp_path)
+    assert (item.source, item.caption) == ("tale", "b")
+    (links / "manifest.csv").write_text("path,source\nb.mkv,tale\n")
+    with pytest.raises(ValueError, match="has no column file"):
+        find_items([links], tmp_path)
+
+
 def test_decoding_when_drawn_gives_the_same_batches(folder: Path, tmp_path: Path) -> None:
     cached = prepare_clips([folder], tmp_path / "cache")
     for _ in range(2):  # the second time with the counts of the first

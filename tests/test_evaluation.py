@@ -3,6 +3,8 @@ its protocol against other files, and what happens when it is cut off."""
 
 import json
 import math
+import shutil
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 from types import SimpleNamespace
@@ -27,6 +29,7 @@ from regen.evaluation.temporal import (
     frame_steps,
     seam_ratio,
 )
+from regen.models.loading import new_model
 from regen.video import VideoError, VideoWriter, frames_to_video, read_prepared
 
 
@@ -359,6 +362,29 @@ def test_two_processes_give_the_numbers_of_one(
     assert means_of(results) == means_of(measured[1])
 
 
+def test_the_baseline_and_models_of_one_name(
+    measured: tuple[Path, dict], clips: Path, small_model_folder: Path, tmp_path: Path
+) -> None:
+    """MAGVIT-v2 has no encoder id and one step; folders that are all named `model` stay apart."""
+    models = [tmp_path / name / "model" for name in ("magvit", "regen")]
+    new_model("magvit_small_8x").save_pretrained(models[0])
+    shutil.copytree(small_model_folder, models[1])
+    options = {"model": tuple(map(str, models)), "steps": (1, 3)}
+    output = tmp_path / "output"
+    results = evaluate(EvaluateConfig(output, (str(clips),), **options, **SMALL))
+    names = [f"{models[0]}", f"{models[1]}, 1 step", f"{models[1]}, 3 steps"]
+    assert [row["name"] for row in results["rows"]] == names
+    assert "encoder_id" not in results["rows"][0]["about"]
+
+
+def test_exports_of_another_protocol_are_refused(clips: Path, tmp_path: Path) -> None:
+    config = EvaluateConfig(tmp_path / "a", (str(clips),), export=tmp_path / "mkv", **SMALL)
+    evaluate(config)
+    evaluate(config)
+    with pytest.raises(ValueError, match="exported by another protocol"):
+        evaluate(replace(config, output=tmp_path / "b", num_frames=9))
+
+
 def test_another_protocol_or_clip_is_refused(
     measured: tuple[Path, dict], clips: Path, small_model_folder: Path, tmp_path: Path
 ) -> None:
@@ -376,7 +402,7 @@ def test_another_protocol_or_clip_is_refused(
 def test_reconstructions_made_elsewhere(clips: Path, tmp_path: Path) -> None:
     exported, other = tmp_path / "prepared", tmp_path / "codec"
     evaluate(EvaluateConfig(tmp_path / "out", (str(clips),), export=exported, **SMALL))
-    for path in sorted(exported.iterdir()):
+    for path in sorted(exported.glob("*.mkv")):
         frames = read_prepared(path)
         assert np.array_equal(frames, read_prepared(clips / path.name, 32, 18))
         write_pictures(other / path.stem, frames // 2 * 2)  # the lowest bit is gone

@@ -80,6 +80,19 @@ def test_images_first_then_both(cache: Path) -> None:
     assert video["latents"].shape == (3, 8, 2, 4, 4)  # one chunk of two
 
 
+def test_shapes_are_drawn_apart_from_the_kind(cache: Path) -> None:
+    """On every rank, also the first, images and videos are of both shapes."""
+    clips = LatentClips([str(cache)])
+    clips.shapes = [(n, 4, 4 + index // 12) for index, (n, _, _) in enumerate(clips.shapes)]
+    batches = LatentBatches(clips, range(24), NULL, replace(BATCHES, image_steps=0))
+    batches.clips = [
+        {"latents": torch.zeros(8, *shape), "prompt_embeds": NULL} for shape in clips.shapes
+    ]
+    every = [batches[step] for step in range(40)]
+    drawn = {(batch["task"], batch["latents"].shape[-1]) for batch in every}
+    assert drawn == {(task, width) for task in ("image", "video") for width in (4, 5)}
+
+
 def test_captions_are_dropped_and_frames_given(cache: Path) -> None:
     config = replace(BATCHES, video_batch_size=400, image_steps=0, image_share=0.0, num_chunks=2)
     batch = LatentBatches(LatentClips([str(cache)]), range(24), NULL, config)[0]

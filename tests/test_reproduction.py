@@ -1,6 +1,7 @@
 """regen reproduce: what it enforces, what it keeps, and that its measures measure."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import get_args
@@ -26,7 +27,6 @@ from regen.reproduction.experiments import (
     check_equal_cost,
     geometry_cells,
     reproduce,
-    seam_ratio,
 )
 from regen.reproduction.measuring import find_clips, over_clips
 from regen.reproduction.peers import PEERS
@@ -110,6 +110,23 @@ def test_numbers_of_other_weights_are_measured_anew(folder: Path, tmp_path: Path
     assert reproduce("figure7", config).rows != before
 
 
+def test_models_of_other_data_are_refused(folder: Path, tmp_path: Path) -> None:
+    config = config_of(folder, tmp_path / "out")
+    reproduce("figure7", config)
+    shutil.copytree(folder / "data", tmp_path / "other")
+    with pytest.raises(ValueError, match=r"was trained on .*data, --data is .*other"):
+        reproduce("figure7", replace(config, data=(str(tmp_path / "other"),)))
+
+
+def test_data_that_leaves_nothing_to_validate_on(folder: Path, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    data.mkdir()
+    for photo in (folder / "data").glob("*.png"):
+        shutil.copy(photo, data)
+    with pytest.raises(ValueError, match="leaves no clip to validate on"):
+        reproduce("figure7", replace(config_of(folder, tmp_path), data=(str(data),)))
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [
@@ -136,13 +153,6 @@ def test_unequal_decoders_are_refused() -> None:
         check_equal_cost(["magvit_small_8x", "small_8x"], 64)  # which is a smaller one here
 
 
-def test_seam_ratio() -> None:
-    frames = np.zeros((6, 4, 4, 3), np.uint8)
-    for index, level in enumerate((0, 2, 4, 10, 12, 14)):  # chunks of 3: steps of 2, a seam of 6
-        frames[index] = level
-    assert seam_ratio(frames, 3) == pytest.approx(3.0)
-
-
 def test_latent_extension_begins_as_plain_decoding_and_meets_at_the_seam() -> None:
     torch.manual_seed(0)
     model = new_model("small_8x").eval()
@@ -160,6 +170,8 @@ def test_latent_extension_begins_as_plain_decoding_and_meets_at_the_seam() -> No
     one, other = (torch.Generator().manual_seed(0) for _ in range(2))
     extended = decode_extended(model, latents, 8, other)
     assert extended.shape == (1, 3, 18, 32, 32)
+    with pytest.raises(ValueError, match="whole chunks"):
+        decode_extended(model, latents[:, :, :3], 1)
     assert torch.equal(extended[:, :, :9], plain(one)[:, :, :9])
     assert not torch.equal(extended[:, :, 9:], plain(torch.Generator().manual_seed(0))[:, :, 9:])
 

@@ -31,6 +31,7 @@ from regen.models.loading import load_model
 from regen.models.motion import warp
 from regen.models.picture import PictureCodec
 from regen.training import loop, picture_stage
+from regen.training import start as start_module
 from regen.training.config import TrainConfig, check_run_config, write_run_config
 from regen.training.muon import orthogonalize
 from regen.training.objective import (
@@ -319,6 +320,22 @@ def test_other_options_do_not_go_on(data: Path, tmp_path: Path) -> None:
         check_run_config(path, replace(config, detail_weighting=False))
 
 
+def test_other_options_do_not_go_on_with_a_stage(data: Path, tmp_path: Path) -> None:
+    """Stopped before the first iteration of the loop, within the stage on pictures."""
+    config = config_of(data, tmp_path / "run")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(start_module, "train_picture", _interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            train(config)
+    AcceleratorState._reset_state(reset_partial_state=True)
+    with pytest.raises(ValueError, match="started with picture_steps"):
+        train(replace(config, picture_steps=config.picture_steps + 1))
+
+
+def _interrupted(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
 # --- what cannot work ---
 
 
@@ -410,7 +427,8 @@ def test_photos_alone_and_clips_alone(data: Path, tmp_path: Path, pattern: str) 
 
 def test_validation_takes_the_middle(data: Path, tmp_path: Path) -> None:
     clips = [c for c in prepare_clips([data], data.parent / "cache").clips if not c.is_photo]
-    chunks = list(validation_chunks(clips, 9, size=50))
+    bad: list[str] = []
+    chunks = list(validation_chunks(clips, 9, bad, size=50))
     assert [list(chunk.shape) for chunk in chunks] == [
         [1, 3, 9, 50, 50],
         [1, 3, 9, 50, 50],
@@ -420,7 +438,7 @@ def test_validation_takes_the_middle(data: Path, tmp_path: Path) -> None:
     assert torch.equal(chunks[0][0], to_float(frames).permute(3, 0, 1, 2))
     objective = REGENObjective(AutoencoderREGEN(**TEST_PRESET), ObjectiveConfig())
     device, sheet = torch.device("cpu"), tmp_path / "sheet.png"
-    values = validate(objective.reconstruct, clips, 9, device, sheet)
+    values = validate(objective.reconstruct, clips, 9, device, bad, sheet)
     names = {
         f"validation/{name}" for name in ("psnr", "psnr_first_frame", "psnr_last_frame", "ssim")
     }
@@ -428,6 +446,13 @@ def test_validation_takes_the_middle(data: Path, tmp_path: Path) -> None:
     assert set(values) == names and all(0 < value < 60 for value in values.values())
     assert values["frames/psnr_00"] == values["validation/psnr_first_frame"]
     assert Image.open(tmp_path / "sheet.png").size == (9 * 72, 2 * 64)  # the two of 9 frames
+    assert not bad
+    gone = replace(
+        clips[0], array_path=None, item=replace(clips[0].item, place=str(tmp_path / "gone"))
+    )
+    values = validate(objective.reconstruct, [gone, *clips[1:]], 9, device, bad)
+    assert set(values) == names and len(bad) == 1
+    assert validate(objective.reconstruct, [gone], 9, device, bad) == {}
 
 
 # --- objective and optimiser ---

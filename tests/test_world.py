@@ -125,6 +125,9 @@ def test_files_are_read_by_every_command_and_go_on(tmp_path: Path) -> None:
     assert [item.caption for item in items] == [make_scene(0, i).caption for i in range(3)]
     frames = read_frames(folder / "clip-000001.mp4")
     assert all(score(frames, make_scene(0, 1)).values())
+    assert write_world(folder, 1, 5, 48, 64) == 1  # fewer: the others keep their captions
+    items = find_items([folder], tmp_path)
+    assert [item.caption for item in items] == [make_scene(0, i).caption for i in range(3)]
     with pytest.raises(ValueError, match="another world"):
         write_world(folder, 3, 6, 48, 64)
     (tmp_path / "other").mkdir()

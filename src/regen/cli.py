@@ -30,24 +30,6 @@ LatentsPath = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="LATEN
 BYTES_PER_VALUE = {"float32": 4, "bfloat16": 2, "int8": 1}
 
 
-def find_device(device: str) -> str:
-    """The device that `device` names, auto included; ValueError where it cannot be used."""
-    import torch
-
-    if device == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        if torch.device(device).type not in ("cpu", "cuda", "mps", "xpu"):
-            raise RuntimeError("not a device to compute on")
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(
-            f"--device {device} cannot be used here ({reason}); try --device cpu"
-        ) from None
-    return device
-
-
 @dataclass(frozen=True)
 class ModelOptions:
     """Which model, and where it runs."""
@@ -65,6 +47,8 @@ class ModelOptions:
         from regen.models.loading import find_model
 
         find_model(self.model)
+        from regen.models.loading import find_device
+
         return find_device(self.device)
 
     def load(self) -> "Autoencoder":
@@ -122,7 +106,7 @@ class Reconstruct(ModelOptions):
         rows = [
             ("PSNR, mean over frames", f"{report.psnr:.2f} dB"),
             ("SSIM, mean over frames", _ssim(report.ssim)),
-            *_common_rows(report, model, self.storage),
+            *_common_rows(report, model, model.temporal_compression_ratio, self.storage),
             ("source", f"{self.source} ({_size(self.source)})"),
             ("written", f"{self.output} ({_size(self.output)})"),
         ]
@@ -161,7 +145,7 @@ class Encode(ModelOptions):
         )
         pixels = report.num_frames * report.height * report.width
         rows = [
-            *_common_rows(report, model, self.storage),
+            *_common_rows(report, model, model.temporal_compression_ratio, self.storage),
             ("bits per pixel", f"{8 * self.output.stat().st_size / pixels:.3f}"),
             ("source", f"{self.source} ({_size(self.source)})"),
             ("written", f"{self.output} ({_size(self.output)})"),
@@ -221,7 +205,7 @@ class Decode(ModelOptions):
             ),
         )
         rows = [
-            *_common_rows(report, model, video.storage),
+            *_common_rows(report, model, video.temporal_compression_ratio, video.storage),
             ("generated", f"{report.num_decoded} frames"),
             ("latent file", f"{self.source} ({_size(self.source)})"),
             ("written", f"{self.output} ({_size(self.output)})"),
@@ -352,6 +336,8 @@ class Generate:
             None if self.frame_rate is None else Fraction(str(self.frame_rate)),
         )
         check_generate(request, self.output)
+        from regen.models.loading import find_device
+
         device = find_device(self.device)
         pipeline = load_pipeline(self.model, device, getattr(torch, self.dtype))
         pipeline.set_progress_bar_config(disable=True)
@@ -562,7 +548,10 @@ class Cache:
             raise ValueError("regen cache takes inputs and, last, the folder for the latents")
         from regen.cache.building import CacheOptions, build_cache
         from regen.cache.encoding import ClipOptions
+        from regen.models.loading import find_device
 
+        if self.address is None:  # a cluster has devices of its own
+            find_device(self.device)
         *data, output = self.paths
         options = CacheOptions(
             self.model,
@@ -711,8 +700,11 @@ def _ssim(value: float) -> str:
     return "n/a (the picture is too small)" if math.isnan(value) else f"{value:.4f}"
 
 
-def _common_rows(report: "Report", model: "Autoencoder", storage: str) -> list[tuple[str, str]]:
-    ratio, space = model.temporal_compression_ratio, model.spatial_compression_ratio
+def _common_rows(
+    report: "Report", model: "Autoencoder", ratio: int, storage: str
+) -> list[tuple[str, str]]:
+    """`ratio` in time, of the latents: `model` has its own."""
+    space = model.spatial_compression_ratio
     num_bytes = BYTES_PER_VALUE[storage] * report.latent_values
     latents = f"{report.num_latent_frames} latent frames, {report.latent_values:,} values"
     return [

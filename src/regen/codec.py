@@ -1,12 +1,11 @@
 """File to file: reconstruct, encode, decode. Chunk by chunk; memory does not grow with the length.
 
-What the command line and the web page call; models come in ready, files go out whole or not at all.
+What the command line calls; models come in ready, files go out whole or not at all.
 The `check_*` functions find what is wrong with the files before a model is loaded: they open all
 that their partner opens, and leave no trace.
 """
 
 import math
-import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -26,10 +25,11 @@ from regen.latents import LatentVideo, StorageDtype, check_writable, round_laten
 from regen.models.autoencoder import AutoencoderREGEN
 from regen.models.loading import Autoencoder
 from regen.video import (
-    PICTURE_SUFFIXES,
+    Rehearsed,
     VideoInfo,
     VideoReader,
     VideoWriter,
+    check_output,
     frames_to_video,
     has_sound,
     open_video,
@@ -178,8 +178,8 @@ def check_reconstruct(
 ) -> VideoInfo:
     """What is known of `source`. ValueError for what `reconstruct_file` could not read or write."""
     info = _source_info(source)
-    with suppress(_Rehearsed), _video_outputs(info, output, compare, short_side):
-        raise _Rehearsed
+    with suppress(Rehearsed), _video_outputs(info, output, compare, short_side):
+        raise Rehearsed
     return info
 
 
@@ -366,8 +366,8 @@ def check_decode(
 ) -> None:
     """ValueError for what `decode_file` could not read or write; `video` was read from `source`."""
     check_output(source, output)
-    with suppress(_Rehearsed), _decoded_output(video, output, audio_from, grid or FrameGrid()):
-        raise _Rehearsed
+    with suppress(Rehearsed), _decoded_output(video, output, audio_from, grid or FrameGrid()):
+        raise Rehearsed
 
 
 def decode_file(
@@ -463,23 +463,6 @@ def _time_at(times: Sequence[Fraction], moment: Fraction) -> Fraction:
 
 
 # -- checks ---------------------------------------------------------------------------------------
-
-
-class _Rehearsed(Exception):
-    """No error: it makes writers go without a trace."""
-
-
-def check_output(source: Path, output: Path) -> None:
-    """ValueError where `output` would replace `source`, a part of it, or a read-only file."""
-    if not output.exists():
-        return
-    if source.exists() and output.samefile(source):
-        raise ValueError(f"{output}: is the input itself; give another name for the output")
-    is_part = source.is_dir() and output.parent.samefile(source)
-    if is_part and output.suffix.lower() in PICTURE_SUFFIXES:
-        raise ValueError(f"{output}: is one of the input's pictures; give another name")
-    if not os.access(output, os.W_OK):
-        raise ValueError(f"{output}: cannot write there (the file is read-only); give another name")
 
 
 def _check_is_regen(model: Autoencoder) -> None:

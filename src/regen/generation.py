@@ -4,6 +4,7 @@ out whole or not at all. `check_generate` finds what is wrong before a model is 
 import math
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -13,7 +14,7 @@ import numpy as np
 import torch
 
 from regen.pipeline import RegenTextToVideoPipeline
-from regen.video import VideoWriter, open_video
+from regen.video import Rehearsed, VideoWriter, check_output, open_video
 
 
 @dataclass(frozen=True)
@@ -55,17 +56,12 @@ def check_generate(request: Request, output: Path) -> None:
             continue
         with open_video(path):
             pass
-        if output.exists() and output.samefile(path):
-            raise ValueError(f"{output}: is the input itself; give another name for the output")
-    try:
-        with VideoWriter(output, width=16, height=16, frame_rate=request.rate()):
-            raise _Rehearsed
-    except _Rehearsed:
-        pass
-
-
-class _Rehearsed(Exception):
-    """No error: it makes the writer go without a trace."""
+        check_output(path, output)
+    with (
+        suppress(Rehearsed),
+        VideoWriter(output, width=16, height=16, frame_rate=request.rate()),
+    ):
+        raise Rehearsed
 
 
 def generate_file(

@@ -25,17 +25,18 @@ INSTALL = "pip install 'regen-video[t2v]'"
 
 class TextEncoder:
     """A frozen text encoder. `dim`: of an embedding; `name`: as it was asked for; `max_length` in
-    tokens."""
+    tokens, by default as many as both can take, and at most MAX_LENGTH."""
 
     def __init__(
         self,
         model: "PreTrainedModel",
         tokenizer: "PreTrainedTokenizerBase",
         name: str,
-        max_length: int = MAX_LENGTH,
+        max_length: int | None = None,
     ) -> None:
         self.model, self.tokenizer, self.name = model.eval().requires_grad_(False), tokenizer, name
-        self.max_length = max_length
+        limit = min(MAX_LENGTH, int(tokenizer.model_max_length), _positions(model))
+        self.max_length = max_length or limit
         self.dim = int(model.config.get_text_config().hidden_size)
 
     @classmethod
@@ -58,9 +59,8 @@ class TextEncoder:
         try:
             tokenizer = AutoTokenizer.from_pretrained(folder)
             model = _load(folder, dtype)
-            limit = min(MAX_LENGTH, int(tokenizer.model_max_length), _positions(model))
             model.to(torch.device(device))  # type: ignore[arg-type]
-            return cls(model, tokenizer, name_or_path or DEFAULT_NAME, limit)
+            return cls(model, tokenizer, name_or_path or DEFAULT_NAME)
         except (OSError, ValueError, KeyError, RuntimeError, AttributeError) as error:
             reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
             raise ValueError(

@@ -34,6 +34,7 @@ from regen.data import places
 from regen.data.bad_clips import BadClips
 from regen.data.finding import find_items
 from regen.data.items import Item
+from regen.models.autoencoder import AutoencoderREGEN
 from regen.models.loading import DEFAULT_MODEL, load_model
 from regen.text import TextEncoder
 
@@ -133,7 +134,10 @@ def recompute_statistics(folder: str | Path) -> Moments:
     fields = read_dataset_file(folder)
     moments = Moments()
     shards: list[dict[str, Any]] = []
-    for path in sorted(folder.glob("*.safetensors")):
+    paths = sorted(folder.glob("*.safetensors"))
+    if not paths:
+        raise ValueError(f"{folder} holds no latent shard (.safetensors)")
+    for path in paths:
         description = read_description(path)
         if description is None:
             raise ValueError(f"{path} is damaged, or no latent shard")
@@ -151,6 +155,10 @@ def _origin(options: CacheOptions) -> dict[str, Any]:
     """What decides on the latents of a clip, besides the clip; ValueError for a model that is none.
     Loads both models: a mistake is found before any worker starts."""
     model = load_model(options.model)
+    if not isinstance(model, AutoencoderREGEN):
+        raise ValueError(
+            f"a cache is of latents of AutoencoderREGEN, {options.model} is {type(model).__name__}"
+        )
     text = TextEncoder.from_pretrained(options.text_encoder)
     return {
         "model": options.model,

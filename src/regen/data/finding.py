@@ -1,12 +1,11 @@
 """What --data names -> items: folders, manifests and shards, in any mix."""
 
-import csv
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
 from regen.data import places
 from regen.data.items import MEDIA_SUFFIXES, Item, file_item
-from regen.data.manifests import MANIFEST_SUFFIXES, read_manifest
+from regen.data.manifests import MANIFEST_SUFFIXES, csv_rows, read_manifest
 from regen.data.shards import read_shards
 
 
@@ -66,14 +65,20 @@ def find_media(folder: Path) -> list[Item]:
 
 
 def read_sources(folder: Path) -> dict[str, tuple[str, str]]:
-    """Absolute path -> (source, caption), from `manifest.csv` in or beside a folder."""
+    """Absolute path -> (source, caption), from `manifest.csv` in or beside a folder.
+
+    Raises ValueError for one without the column `file`, as no row would find its clip.
+    """
     rows: dict[str, tuple[str, str]] = {}
     for manifest in (folder / "manifest.csv", folder.parent / "manifest.csv"):
         if manifest.is_file():
-            with manifest.open(newline="") as file:
-                for row in csv.DictReader(file):
-                    if row.get("file"):
-                        path = str(manifest.parent.resolve() / row["file"])
-                        rows[path] = (row.get("source") or "", row.get("caption") or "")
+            for row in csv_rows(manifest.read_bytes(), str(manifest)):
+                if "file" not in row:
+                    raise ValueError(
+                        f"{manifest} has no column file; expected file, source, caption"
+                    )
+                if row["file"]:
+                    path = str((manifest.parent / row["file"]).resolve())
+                    rows[path] = (row.get("source") or "", row.get("caption") or "")
             break
     return rows

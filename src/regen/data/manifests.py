@@ -52,7 +52,7 @@ def _beside(manifest: str, name: str) -> str:
     return str(Path(manifest).parent / name)
 
 
-def _csv_rows(data: bytes, place: str) -> Iterator[dict[str, Any]]:
+def csv_rows(data: bytes, place: str) -> Iterator[dict[str, Any]]:
     yield from csv.DictReader(io.StringIO(_text(data, place), newline=""))
 
 
@@ -94,5 +94,5 @@ def _text(data: bytes, place: str) -> str:
         raise ValueError(f"{place}: not UTF-8 text ({error})") from error
 
 
-_READERS = {".csv": _csv_rows, ".jsonl": _json_rows, ".parquet": _parquet_rows}
+_READERS = {".csv": csv_rows, ".jsonl": _json_rows, ".parquet": _parquet_rows}
 MANIFEST_SUFFIXES = tuple(_READERS)

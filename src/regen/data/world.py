@@ -411,18 +411,15 @@ def write_world(
     render(make_scene(seed, 0, split), 1, height, width)  # ValueError before anything is written
     folder.mkdir(parents=True, exist_ok=True)
     _write_text(note, text)
-    rows, num_kept = [], 0
-    for index in tqdm(range(num_clips), "drawing", unit="clip"):
-        scene, name = make_scene(seed, index, split), f"clip-{index:06d}.mp4"
-        if (folder / name).exists():
-            num_kept += 1
-        else:
-            frames = render(scene, num_frames, height, width)
-            rate = Fraction(frame_rate)
-            with VideoWriter(folder / name, width=width, height=height, frame_rate=rate) as writer:
-                for number, pixels in enumerate(frames):
-                    writer.write(pixels, Fraction(number, frame_rate))
-        rows.append([name, name, scene.caption, scene.to_json(), seed, index, split])
+    # First the captions, also of clips that an earlier, longer call drew: none is without one.
+    drawn = {path.name for path in folder.glob("clip-*.mp4")}
+    total = max([num_clips, *(int(name[5:11]) + 1 for name in drawn)])
+    names = [f"clip-{index:06d}.mp4" for index in range(total)]
+    rows = []
+    for index, name in enumerate(names):
+        if index < num_clips or name in drawn:
+            scene = make_scene(seed, index, split)
+            rows.append([name, name, scene.caption, scene.to_json(), seed, index, split])
     manifest = folder / "manifest.csv"
     temporary = manifest.with_suffix(f".{os.getpid()}.tmp")
     with temporary.open("w", newline="") as file:
@@ -430,6 +427,16 @@ def write_world(
         table.writerow(["file", "source", "caption", "scene", "seed", "index", "split"])
         table.writerows(rows)
     temporary.replace(manifest)
+    num_kept = 0
+    for index, name in enumerate(tqdm(names[:num_clips], "drawing", unit="clip")):
+        if name in drawn:
+            num_kept += 1
+            continue
+        frames = render(make_scene(seed, index, split), num_frames, height, width)
+        rate = Fraction(frame_rate)
+        with VideoWriter(folder / name, width=width, height=height, frame_rate=rate) as writer:
+            for number, pixels in enumerate(frames):
+                writer.write(pixels, Fraction(number, frame_rate))
     return num_kept
 
 

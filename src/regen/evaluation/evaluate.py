@@ -40,6 +40,7 @@ from regen.evaluation.systems import (
     folder_system,
     regen_system,
 )
+from regen.models.loading import find_device
 from regen.video import VideoWriter
 
 PATIENCE = timedelta(hours=12)  # processes wait that long for the one with the slowest clips
@@ -82,7 +83,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     config.check()
     accelerator = _accelerator()
     device = str(accelerator.device) if config.device == "auto" else config.device
-    _check_device(device)
+    find_device(device)
     clips, notes = find_clips(config)
     lpips = load_lpips(config.lpips_weights, device) if config.lpips_weights else None
     i3d = load_i3d(config.fvd_weights, config.fvd_sha256, device) if config.fvd_weights else None
@@ -91,6 +92,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     mine = clips[accelerator.process_index :: accelerator.num_processes]
     is_main = accelerator.is_main_process
     if config.export:
+        _agree_on_export(config, protocol, accelerator)
         export_clips(mine, config, is_main)
     for system in _systems(config, clips, device):
         for steps in config.steps if system.is_generative else config.steps[:1]:
@@ -117,16 +119,6 @@ def _accelerator() -> Accelerator:
         cpu=num_launched > 1 and not torch.cuda.is_available(),  # else each would be alone
         kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)],
     )
-
-
-def _check_device(device: str) -> None:
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(
-            f"--device {device} cannot be used here ({reason}); try --device cpu"
-        ) from None
 
 
 def _systems(config: EvaluateConfig, clips: list[EvalClip], device: str) -> Iterator[System]:
@@ -170,6 +162,21 @@ def _agree_on_protocol(
             _write_json(path, ours)
     accelerator.wait_for_everyone()
     return _read_json(path)
+
+
+def _agree_on_export(
+    config: EvaluateConfig, protocol: dict[str, Any], accelerator: Accelerator
+) -> None:
+    """ValueError where the folder of exported clips holds those of another protocol."""
+    assert config.export is not None
+    path, ours = config.export / ".protocol.json", {"protocol": _digest(protocol)}
+    if accelerator.is_main_process:
+        if path.is_file() and _read_json(path) != ours:
+            raise ValueError(
+                f"{config.export} holds clips exported by another protocol: give another --export"
+            )
+        _write_json(path, ours)
+    accelerator.wait_for_everyone()
 
 
 # -- one clip -------------------------------------------------------------------------------------

@@ -8,7 +8,6 @@ import base64
 import json
 import math
 from html import escape
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -235,9 +234,11 @@ def _step_plots(rows: list[dict[str, Any]], name: str) -> list[str]:
     plots = []
     for metric in ("psnr", "ssim", "lpips", "rfvd"):
         series = []
-        generative = [row for row in rows if "steps" in row["about"]]
-        by_system = groupby(generative, lambda row: row["name"].rpartition(", ")[0])
-        for system, those in by_system:
+        by_system: dict[str, list[dict[str, Any]]] = {}
+        for row in rows:
+            if "steps" in row["about"]:
+                by_system.setdefault(row["name"].rpartition(", ")[0], []).append(row)
+        for system, those in by_system.items():
             points = sorted(
                 (row["about"]["steps"], row["sets"][name]["mean"][metric])
                 for row in those

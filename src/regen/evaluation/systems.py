@@ -22,7 +22,7 @@ from regen.evaluation.networks import sha256_of
 from regen.evaluation.protocols import EvalClip, stem_of
 from regen.latents import round_latents
 from regen.models.autoencoder import AutoencoderREGEN
-from regen.models.loading import find_model, load_model
+from regen.models.loading import Autoencoder, find_model, load_model
 from regen.video import (
     PICTURE_SUFFIXES,
     VIDEO_SUFFIXES,
@@ -205,8 +205,8 @@ def regen_system(
     def encode(video: torch.Tensor) -> torch.Tensor:
         latents = model.encode(video).latents
         # As latent files round: each chunk by its own scale.
-        chunks = [round_latents(one, storage) for one in latents[0].split(2, dim=1)]
-        return torch.cat(chunks, dim=1)[None]
+        chunks = latents[0].split(model.geometry.latent_frames_per_chunk, dim=1)
+        return torch.cat([round_latents(one, storage) for one in chunks], dim=1)[None]
 
     def decode(
         latents: torch.Tensor, size: Size, steps: int, generator: torch.Generator
@@ -221,11 +221,10 @@ def regen_system(
             generator=generator,
         ).sample
 
-    short = Path(name).name if isinstance(find_model(name), Path) else name
+    is_generative = isinstance(model, AutoencoderREGEN)
     about = {
         "kind": "regen",
         "model": name,
-        "encoder_id": model.encoder_id(),
         "weights_sha256": _weights_hash(model, name),
         "dtype": str(dtype).removeprefix("torch."),
         "storage": storage,
@@ -233,15 +232,17 @@ def regen_system(
         "nominal": [model.temporal_compression_ratio, model.spatial_compression_ratio],
         "latent_channels": model.config["latent_channels"],
     }
-    title = short if storage == "float32" else f"{short}, {storage}"
-    return NeuralSystem(title, about, model, encode, decode, True, length, length)
+    if isinstance(model, AutoencoderREGEN):
+        about["encoder_id"] = model.encoder_id()
+    title = name if storage == "float32" else f"{name}, {storage}"
+    return NeuralSystem(title, about, model, encode, decode, is_generative, length, length)
 
 
-def _weights_hash(model: AutoencoderREGEN, name: str) -> str:
+def _weights_hash(model: Autoencoder, name: str) -> str:
     folder = find_model(name)
     if isinstance(folder, Path):
         return weights_hash(folder)
-    return f"of the hub: {model.encoder_id()}"
+    return f"of the hub: {model.encoder_id() if isinstance(model, AutoencoderREGEN) else name}"
 
 
 def weights_hash(folder: Path) -> str:

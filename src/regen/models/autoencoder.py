@@ -402,25 +402,9 @@ class AutoencoderREGEN(ModelMixin, AutoencoderMixin, ConfigMixin, LatentStatisti
         width: int | None,
         num_inference_steps: int,
     ) -> tuple[torch.Tensor, int, int]:
-        channels = self.config.latent_channels
-        if latents.ndim != 5 or latents.shape[1] != channels or 0 in latents.shape:
-            raise ValueError(f"latents are [B, {channels}, n, h, w], got {list(latents.shape)}")
-        if not torch.isfinite(latents).all():
-            raise ValueError(
-                "latents hold values that are not finite: they are damaged, encode the video again"
-            )
+        height, width = check_latents(latents, self.config.latent_channels, height, width)
         if num_inference_steps < 1:
             raise ValueError(f"num_inference_steps is at least 1, got {num_inference_steps}")
-        rows, columns = latents.shape[-2:]
-        height, width = height or PATCH * rows, width or PATCH * columns
-        if not (
-            PATCH * (rows - 1) < height <= PATCH * rows
-            and PATCH * (columns - 1) < width <= PATCH * columns
-        ):
-            raise ValueError(
-                f"latents of {rows} x {columns} are a video of up to {PATCH * rows} x "
-                f"{PATCH * columns} pixels, got height {height}, width {width}"
-            )
         if frame_times is not None:
             if num_frames is not None:
                 raise ValueError("give num_frames or frame_times, not both")
@@ -486,3 +470,30 @@ def check_video(video: torch.Tensor) -> None:
         raise ValueError(
             f"a video is in [-1, 1], got values up to {largest:g}: 0-255 frames / 127.5 - 1"
         )
+
+
+def check_latents(
+    latents: torch.Tensor, channels: int, height: int | None = None, width: int | None = None
+) -> tuple[int, int]:
+    """Height and width, where not given, of the video of `latents` `[B, channels, n, h, w]`.
+
+    Raises ValueError for another shape, for values that are not finite, and for a size that these
+    latents are not of.
+    """
+    if latents.ndim != 5 or latents.shape[1] != channels or 0 in latents.shape:
+        raise ValueError(f"latents are [B, {channels}, n, h, w], got {list(latents.shape)}")
+    if not torch.isfinite(latents).all():
+        raise ValueError(
+            "latents hold values that are not finite: they are damaged, encode the video again"
+        )
+    rows, columns = latents.shape[-2:]
+    height, width = height or PATCH * rows, width or PATCH * columns
+    if not (
+        PATCH * (rows - 1) < height <= PATCH * rows
+        and PATCH * (columns - 1) < width <= PATCH * columns
+    ):
+        raise ValueError(
+            f"latents of {rows} x {columns} are a video of up to {PATCH * rows} x "
+            f"{PATCH * columns} pixels, got height {height}, width {width}"
+        )
+    return height, width

@@ -8,7 +8,7 @@ import torch
 from diffusers.utils.torch_utils import randn_tensor
 
 from regen.flow import EPSILON_MAX_TIMESTEP, euler_sample, predicted_sample
-from regen.models.autoencoder import AutoencoderREGEN
+from regen.models.autoencoder import AutoencoderREGEN, check_latents
 from regen.models.picture import PATCH
 
 
@@ -22,8 +22,17 @@ def decode_extended(
     """Whole chunks `[B, 8, 2 n, h, w]` -> `[B, 3, n (k + 1), 8 h, 8 w]`, float32, in [-1, 1].
 
     h and w are multiples of the model's attention window. With one step the frames have only their
-    noise in common, as nothing but noise is there to be replaced.
+    noise in common, as nothing but noise is there to be replaced. Raises ValueError for latents of
+    other sizes.
     """
+    check_latents(latents, model.config.latent_channels)
+    window = model.config.attention_window or 1
+    rows, columns = latents.shape[3:]
+    if latents.shape[2] % 2 or rows % window or columns % window:
+        raise ValueError(
+            f"latent extension is of whole chunks (n even) and of h and w that {window} divides, "
+            f"got {list(latents.shape)}"
+        )
     raw_latents = model.denormalize_latents(latents).to(model.dtype)
     chunks: list[torch.Tensor] = []
     states: list[torch.Tensor] = []  # of the last frame of the chunk before, by step

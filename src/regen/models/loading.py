@@ -24,6 +24,22 @@ CLASSES: dict[str, type[Autoencoder]] = {
 }
 
 
+def find_device(device: str) -> str:
+    """The device that `device` names, auto included; ValueError where it cannot be used."""
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        if torch.device(device).type not in ("cpu", "cuda", "mps", "xpu"):
+            raise RuntimeError("not a device to compute on")
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(
+            f"--device {device} cannot be used here ({reason}); try --device cpu"
+        ) from None
+    return device
+
+
 def new_model(preset: str, **changes: Any) -> Autoencoder:
     """A preset of `regen.models.presets` with random weights and `changes` of its arguments."""
     if preset in MAGVIT_PRESETS:
@@ -58,7 +74,9 @@ def find_model(model: str) -> Path | str:
 
 def is_model(model: str) -> bool:
     """Whether `model` is an embedded one or a folder of one; hub ids are not asked for."""
-    name, _ = _split_ratio(model)
+    name, mark, ratio = model.rpartition("@")
+    if not mark or not ratio.isdecimal():
+        name = model
     return name in embedded_models() or (Path(name) / "config.json").exists()
 
 

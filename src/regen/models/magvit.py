@@ -18,7 +18,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from regen.chunking import ChunkGeometry
-from regen.models.autoencoder import REGENEncoderOutput, check_video
+from regen.models.autoencoder import REGENEncoderOutput, check_latents, check_video
 from regen.models.encoder import CausalConv3d, ChannelRMSNorm, REGENEncoder, ResidualBlock
 from regen.models.picture import PATCH
 
@@ -231,9 +231,8 @@ class AutoencoderMAGVITv2(ModelMixin, AutoencoderMixin, ConfigMixin):
         are those of `AutoencoderREGEN.decode`: this decoder has the frames' own times, one step,
         and no noise; ValueError for others, and for latents that cannot be decoded.
         """
-        channels, geometry = self.config.latent_channels, self.geometry
-        if latents.ndim != 5 or latents.shape[1] != channels or 0 in latents.shape:
-            raise ValueError(f"latents are [B, {channels}, n, h, w], got {list(latents.shape)}")
+        geometry = self.geometry
+        height, width = check_latents(latents, self.config.latent_channels, height, width)
         if frame_times is not None:
             raise ValueError("MAGVIT-v2 decodes frames at their own times: give num_frames")
         if num_inference_steps != 1:
@@ -241,7 +240,6 @@ class AutoencoderMAGVITv2(ModelMixin, AutoencoderMixin, ConfigMixin):
         num_latent_frames = latents.shape[2]
         num_frames = num_frames or geometry.max_num_frames(num_latent_frames)
         geometry.check_num_frames(num_frames, num_latent_frames)
-        height, width = height or PATCH * latents.shape[3], width or PATCH * latents.shape[4]
         chunks = [
             self.decode_chunk(chunk.to(self.dtype)).float()
             for chunk in latents.split(geometry.latent_frames_per_chunk, dim=2)

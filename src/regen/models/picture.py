@@ -1,7 +1,7 @@
 """The picture codec: one frame -> codes -> the frame again, convolutions on 8 x 8 pixel patches.
 
 A linear codec with a residual network beside each half (`x + f(x)`, f starting at zero), so that it
-starts as principal components and least squares (`regen.training.picture`) and learns the rest.
+starts as principal components and least squares (`regen.training.picture_stage`) and learns on.
 
 Choice: the shortcuts code the first frame with a network of its own, trained first, on pictures
 alone. A picture is seen in a ninth of the work that a chunk takes, and every later frame is a warp

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from regen.codec import decode_frames, encode_frames
+from regen.evaluation.temporal import seam_ratio
 from regen.models.autoencoder import AutoencoderREGEN
 from regen.models.extension import decode_extended
 from regen.models.loading import new_model
@@ -225,8 +226,9 @@ def table3(config: ReproduceConfig) -> Table:
         table.rows.append([*cells, *map(paper_cell, paper.TABLE_3[name])])
     table.notes = notes(config, every)
     table.notes.append(
-        f"Trained at {side} x {side}, measured there and at twice the side. In-context "
-        "conditioning has two more frames of tokens, which its cost shows."
+        f"Measured at {side} x {side} and at twice the side. Trained on "
+        + (f"squares of {side} pixels. " if config.size == "small" else "192 x 320. ")
+        + "In-context conditioning has two more frames of tokens, which its cost shows."
     )
     return table
 
@@ -297,15 +299,8 @@ def figure7(config: ReproduceConfig) -> Table:
     return table
 
 
-def seam_ratio(frames: np.ndarray, length: int) -> float:
-    """Mean absolute difference of frames across seams, over that within chunks; 1: no seam.
-
-    `frames` uint8 `[n length, H, W, 3]`, n at least 2.
-    """
-    changes = np.abs(np.diff(frames.astype(np.float32), axis=0)).mean(axis=(1, 2, 3))
-    seams = np.arange(length - 1, len(changes), length)
-    inside = np.delete(changes, seams)
-    return float(changes[seams].mean() / max(inside.mean(), 1e-6))
+def _seam_ratio(frames: np.ndarray, length: int) -> float:
+    return seam_ratio(frames_to_video(frames)[None], length).item()
 
 
 def _seams(model: AutoencoderREGEN, frames: np.ndarray) -> Measured:
@@ -317,7 +312,7 @@ def _seams(model: AutoencoderREGEN, frames: np.ndarray) -> Measured:
                          "--eval-frames")  # fmt: skip
     chunks = [frames[start : start + length] for start in range(0, len(frames), length)]
     latents = torch.cat([encode_frames(model, chunk) for chunk in chunks], dim=2)
-    values: Measured = {"source": seam_ratio(frames, length)}
+    values: Measured = {"source": _seam_ratio(frames, length)}
     for steps in SEAM_STEPS:
         generator = torch.Generator().manual_seed(0)
         height, width = frames.shape[1:3]
@@ -325,7 +320,7 @@ def _seams(model: AutoencoderREGEN, frames: np.ndarray) -> Measured:
         sample = decode_extended(model, latents, steps, torch.Generator().manual_seed(0))
         extended = video_to_frames(sample[0])
         for name, rebuilt in (("plain", plain), ("extended", extended)):
-            values[f"{name}_{steps}"] = seam_ratio(rebuilt, length)
+            values[f"{name}_{steps}"] = _seam_ratio(rebuilt, length)
             values[f"{name}_psnr_{steps}"] = compare(frames, rebuilt)["psnr"]
     return values
 

@@ -58,7 +58,10 @@ def over_clips(
     size: int | None = None,
     num_frames: int | None = None,
 ) -> Measured:
-    """Means over clips of what `measure` says of each; kept in `folder`, clip by clip."""
+    """Means over clips of what `measure` says of each; kept in `folder`, clip by clip.
+
+    Where a clip has no such value (NaN: nothing moves, so no seam ratio) it is left out.
+    """
     size, num_frames = size or config.eval_size, num_frames or config.eval_frames
     records: dict[str, Measured] = {}
     path = folder / f"{name}-{size}-{num_frames}.json"
@@ -75,7 +78,7 @@ def over_clips(
             temporary.replace(path)
     wanted = {f"{clip}:{clip.stat().st_size}" for clip in find_clips(config)}
     rows = [record for key, record in records.items() if key in wanted]
-    return {key: float(np.mean([row[key] for row in rows])) for key in rows[0]}
+    return {key: float(np.nanmean([row[key] for row in rows])) for key in rows[0]}
 
 
 def _mark(folder: Path) -> str:

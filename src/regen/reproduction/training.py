@@ -8,14 +8,15 @@ import json
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
 from regen.models.loading import Autoencoder, load_model
 from regen.models.presets import MAGVIT_PRESETS, PRESETS
 from regen.reproduction.config import ReproduceConfig
-from regen.training.config import TrainConfig
+from regen.training.config import TrainConfig, check_run_config
+from regen.training.embedder import EmbedderTask
 from regen.training.loop import train_step
 from regen.training.parallel import make_accelerator
 from regen.training.recipes import RECIPES
@@ -79,6 +80,8 @@ def trained(config: ReproduceConfig, preset: str, seed: int) -> Trained:
         checkpoint_every=max(1, min(500, steps // 4)),
         keep_last=1,
     )
+    check_run_config(output / "config.json", run)
+    _check_data(output / "config.json", run)
     if not (output / "model" / "config.json").exists():
         print(f"{preset}, seed {seed}: {steps} steps, {planned['said']}", flush=True)
         train(run)
@@ -87,6 +90,16 @@ def trained(config: ReproduceConfig, preset: str, seed: int) -> Trained:
     minutes = quarters[VALIDATIONS]["elapsed_s"] / 60
     curve = [one["validation/psnr"] for one in quarters.values()]
     return Trained(preset, seed, output / "model", steps, minutes, curve)
+
+
+def _check_data(path: Path, run: TrainConfig) -> None:
+    """ValueError where the run in `path` was started with other data: its model is of those."""
+    data = json.loads(path.read_text())["data"] if path.exists() else list(run.data)
+    if data != list(run.data):
+        raise ValueError(
+            f"{path.parent} was trained on {' '.join(data)}, --data is {' '.join(run.data)}: give "
+            "the same, or another --output"
+        )
 
 
 def _train_config(config: ReproduceConfig, preset: str, seed: int, output: Path) -> TrainConfig:
@@ -126,6 +139,10 @@ def seconds_per_step(config: TrainConfig) -> tuple[float, str]:
     probe.output.mkdir(parents=True, exist_ok=True)
     accelerator = make_accelerator(probe)
     run = start_run(probe, accelerator)
+    if not cast(EmbedderTask, run.task).validation_clips:
+        raise ValueError(
+            "--data leaves no clip to validate on: give clips of more sources, at most three of one"
+        )
     batches = OwnBatches(run)
     mean = 0.0
     for place in PROBE_PLACES:

@@ -60,7 +60,11 @@ class EmbedderTask:
         chunk_length, device = self.objective.model.geometry.chunk_length, run.accelerator.device
         reconstruct = self.objective.reconstruct
         own_sheet = sheet if run.accelerator.is_main_process else None
-        return validate(reconstruct, self.validation_clips, chunk_length, device, own_sheet)
+        bad: list[str] = []
+        values = validate(reconstruct, self.validation_clips, chunk_length, device, bad, own_sheet)
+        if run.bad_clips is not None:
+            run.bad_clips.add(bad)
+        return values
 
     def export(self, run: Run, state: dict[str, torch.Tensor], folder: Path) -> None:
         """A diffusers model folder, with the statistics of its latents."""

@@ -238,6 +238,8 @@ def load_models(
     """
     embedder = config.embedder or info["model"]
     vae = load_model(embedder).requires_grad_(False)
+    if not isinstance(vae, AutoencoderREGEN):
+        raise ValueError(f"--embedder is an AutoencoderREGEN, {embedder} is {type(vae).__name__}")
     if vae.encoder_id() != info["encoder_id"]:
         raise ValueError(
             f"encoder {info['encoder_id']} ({info['model']}) made the latents, that of {embedder} "

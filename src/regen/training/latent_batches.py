@@ -17,6 +17,7 @@ from regen.cache.shards import LatentClip, LatentDataset, read_description
 from regen.cache.statistics import Moments
 from regen.chunking import ChunkGeometry
 
+KIND_STREAM = 2**31  # in place of a rank: images or videos is drawn for all ranks at once
 TEXT_STEP = 8  # texts are filled up to a multiple: few lengths, few compilations
 
 
@@ -143,7 +144,7 @@ class LatentBatches:
     def is_image(self, step: int) -> bool:
         if step < self.config.image_steps or not self.videos:
             return True
-        rng = np.random.default_rng([self.config.seed, step])
+        rng = np.random.default_rng([self.config.seed, step, KIND_STREAM])
         return bool(rng.random() < self.config.image_share)
 
     def __getitem__(self, step: int) -> LatentBatch:

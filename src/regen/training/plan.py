@@ -9,14 +9,17 @@ from typing import TYPE_CHECKING, Literal
 
 from regen.models.presets import PRESETS
 from regen.training.config import TrainConfig
+from regen.training.recipes import RECIPES
 
 if TYPE_CHECKING:
     from regen.models.autoencoder import AutoencoderREGEN
     from regen.training.step_cost import StepCost, StepShape
 
-# Paper: B.3, videos a GPU; 28 images, videos at 192 x 320, images at 256 with their own shapes.
-PAPER_VIDEO_BATCH = {"regen_4x": 6, "regen_8x": 4, "regen_16x": 3, "regen_32x": 1}
-PAPER_IMAGE_BATCH = 28
+# The paper's batches (B.3), by preset: videos, and images, of a GPU.
+PAPER_BATCHES = {
+    recipe["preset"]: (recipe["video_batch_size"], recipe["image_batch_size"])
+    for recipe in (make() for make in RECIPES.values())
+}
 # Makers' numbers: dense bfloat16 TFLOP/s, and memory in GiB.
 GPUS = {"a100": (312, 80), "h100": (989, 80), "h200": (989, 140), "b200": (2250, 180)}
 USABLE_MEMORY = 0.9  # the rest: context, communication, what the allocator cannot use
@@ -87,9 +90,9 @@ class PlanConfig:
         """The batch of a video step, and of an image step."""
         from regen.training.step_cost import StepShape
 
-        if self.preset in PAPER_VIDEO_BATCH:
+        if self.preset in PAPER_BATCHES:
             ratio = PRESETS[self.preset]()["temporal_compression_ratio"]
-            videos, images = PAPER_VIDEO_BATCH[self.preset], PAPER_IMAGE_BATCH
+            videos, images = PAPER_BATCHES[self.preset]
             height, width, side, targets = 192, 320, 256, ratio + 1
         else:  # what `regen train` does with it
             videos, images = TrainConfig.video_batch_size, TrainConfig.image_batch_size

@@ -84,7 +84,7 @@ def run_stage(
     with StopSignals() as stop, closing(iter(loader)) as stream:
         bar = tqdm(stream, name, num_steps, initial=step, unit="step", disable=not is_main)
         for batch in bar:
-            generator = torch.Generator().manual_seed(batches.seed * 10**9 + step)
+            generator = torch.Generator().manual_seed((batches.seed * 10**9 + step) % 2**63)
             with accelerator.autocast():
                 value = loss(batch, generator)
             value.backward()

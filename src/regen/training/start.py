@@ -21,7 +21,7 @@ from regen.models.presets import MAGVIT_PRESETS, PRESETS
 from regen.training.adversarial import DiscriminatorObjective, MAGVITObjective
 from regen.training.averages import make_averages
 from regen.training.checkpoint import latest_checkpoint, load_checkpoint
-from regen.training.config import TrainConfig
+from regen.training.config import TrainConfig, write_run_config
 from regen.training.embedder import TASKS, EmbedderTask
 from regen.training.loop import run_training
 from regen.training.monitor import Monitor
@@ -188,6 +188,9 @@ def start_shortcuts(
     main process' result.
     """
     assert model.shortcut is not None
+    # The stages take hours, and go on where they stopped: by these options, and no others.
+    if accelerator.is_main_process:
+        write_run_config(config.output / "config.json", config, accelerator.num_processes)
     if not has_picture:
         train_picture(
             model.shortcut.picture,

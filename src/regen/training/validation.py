@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from regen.data.batches import to_float
-from regen.data.clips import Clip
+from regen.data.clips import BadClipError, Clip
 from regen.evaluation.metrics import psnr, ssim
 from regen.evaluation.sheets import write_sheet
 
@@ -15,13 +15,20 @@ NUM_SHOWN = 4  # clips on a sample sheet
 
 
 def validation_chunks(
-    clips: list[Clip], chunk_length: int, size: int = 256
+    clips: list[Clip], chunk_length: int, bad: list[str], size: int = 256
 ) -> Iterator[torch.Tensor]:
-    """The middle chunk of each clip, centre-cropped: float `[1, 3, <= k + 1, <= size, <= size]`."""
+    """The middle chunk of each clip, centre-cropped: float `[1, 3, <= k + 1, <= size, <= size]`.
+
+    A clip that cannot be read is left out, and its line added to `bad`.
+    """
     for clip in clips:
         start = max(0, (clip.num_frames - chunk_length) // 2)
         stop = min(start + chunk_length, clip.num_frames)
-        chunk = np.stack(clip.read(range(start, stop)))
+        try:
+            chunk = np.stack(clip.read(range(start, stop)))
+        except BadClipError as error:
+            bad.append(str(error))
+            continue
         height, width = (min(size, side) for side in chunk.shape[1:3])
         top, left = (chunk.shape[1] - height) // 2, (chunk.shape[2] - width) // 2
         crop = torch.from_numpy(chunk[:, top : top + height, left : left + width])
@@ -34,23 +41,27 @@ def validate(
     clips: list[Clip],
     chunk_length: int,
     device: torch.device,
+    bad: list[str],
     sheet: Path | None = None,
 ) -> dict[str, float]:
     """PSNR in dB and SSIM of one-step reconstructions: of all frames, and by their position.
 
-    Mean over frames, then clips; `frames/..._00` is of frame 0 of all clips that have one. Writes a
-    sheet of the first clips of one size, where it is asked.
+    Mean over frames, then clips; `frames/..._00` is of frame 0 of all clips that have one; {} where
+    no clip could be read. Lines of those that could not are added to `bad`. Writes a sheet of the
+    first clips of one size, where it is asked.
     """
     values: list[torch.Tensor] = []
     similarities: list[torch.Tensor] = []
     shown: list[tuple[torch.Tensor, torch.Tensor]] = []
-    for chunk in validation_chunks(clips, chunk_length):
+    for chunk in validation_chunks(clips, chunk_length, bad):
         chunk = chunk.to(device)
         reconstruction = reconstruct(chunk, torch.Generator().manual_seed(0))
         values.append(psnr(reconstruction, chunk)[0].cpu())
         similarities.append(ssim(reconstruction, chunk)[0].cpu())
         if len(shown) < NUM_SHOWN and (not shown or chunk.shape == shown[0][0].shape):
             shown.append((chunk.cpu(), reconstruction.cpu()))
+    if not values:
+        return {}
     if sheet is not None:
         write_sheet(sheet, *(torch.cat(parts) for parts in zip(*shown, strict=True)))
     means = {

@@ -24,7 +24,7 @@ from regen.video.reader import (
     video_to_frames,
 )
 from regen.video.seeking import count_frames, read_frames_at
-from regen.video.writer import VideoWriter
+from regen.video.writer import Rehearsed, VideoWriter, check_output
 
 __all__ = [
     "PICTURE_FRAME_RATE",
@@ -32,10 +32,12 @@ __all__ = [
     "RAW_SUFFIX",
     "VIDEO_SUFFIXES",
     "Frame",
+    "Rehearsed",
     "VideoError",
     "VideoInfo",
     "VideoReader",
     "VideoWriter",
+    "check_output",
     "count_frames",
     "frames_to_video",
     "has_sound",

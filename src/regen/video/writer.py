@@ -1,6 +1,7 @@
 """Frames uint8 [H, W, 3] with their times -> a video file, with the sound of another if asked."""
 
 import math
+import os
 import re
 import shutil
 import uuid
@@ -15,7 +16,30 @@ import numpy as np
 from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTrc, Interpolation
 from PIL import Image
 
-from regen.video.reader import VideoError, one_line, open_container, video_stream
+from regen.video.reader import (
+    PICTURE_SUFFIXES,
+    VideoError,
+    one_line,
+    open_container,
+    video_stream,
+)
+
+
+class Rehearsed(Exception):
+    """No error: raised within a `VideoWriter` that could open, it makes it go without a trace."""
+
+
+def check_output(source: Path, output: Path) -> None:
+    """ValueError where `output` would replace `source`, a part of it, or a read-only file."""
+    if not output.exists():
+        return
+    if source.exists() and output.samefile(source):
+        raise ValueError(f"{output}: is the input itself; give another name for the output")
+    is_part = source.is_dir() and output.parent.samefile(source)
+    if is_part and output.suffix.lower() in PICTURE_SUFFIXES:
+        raise ValueError(f"{output}: is one of the input's pictures; give another name")
+    if not os.access(output, os.W_OK):
+        raise ValueError(f"{output}: cannot write there (the file is read-only); give another name")
 
 
 class VideoWriter:
