@@ -103,7 +103,7 @@ def build_cache(data: Sequence[str], output: str | Path, options: CacheOptions) 
     bad.start([line for one in done if one is not None for line in one["bad"]])
     num_jobs = sum(len(groups[number]) for number in missing)
     jobs = (job(item, options.clips) for number in missing for item in groups[number])
-    encoded = _encode(jobs, num_jobs, options)
+    encoded = encode_jobs(jobs, num_jobs, options)
     try:
         with tqdm(total=len(items), initial=len(items) - num_jobs, unit="clip") as bar:
             for number in missing:
@@ -232,7 +232,7 @@ def _finish(
 # --- who encodes ---
 
 
-def _encode(jobs: Iterator[Row], num_jobs: int, options: CacheOptions) -> Generator[Any]:
+def encode_jobs(jobs: Iterator[Row], num_jobs: int, options: CacheOptions) -> Generator[Any]:
     """What `ClipEncoder` makes of each of `num_jobs` jobs, in their order."""
     if not num_jobs:
         return
