@@ -44,11 +44,9 @@ class ModelOptions:
 
     def check_model(self) -> str:
         """The device to run on; ValueError where it or the model is not there. Loads nothing."""
-        from regen.models.loading import find_model
+        from regen.models.loading import find_device, find_model
 
         find_model(self.model)
-        from regen.models.loading import find_device
-
         return find_device(self.device)
 
     def load(self) -> "Autoencoder":

@@ -5,6 +5,7 @@ which is stopped goes on as the same run.
 """
 
 import json
+import os
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -80,7 +81,7 @@ def trained(config: ReproduceConfig, preset: str, seed: int) -> Trained:
         checkpoint_every=max(1, min(500, steps // 4)),
         keep_last=1,
     )
-    check_run_config(output / "config.json", run)
+    check_run_config(output / "config.json", run, int(os.environ.get("WORLD_SIZE", 1)))
     _check_data(output / "config.json", run)
     if not (output / "model" / "config.json").exists():
         print(f"{preset}, seed {seed}: {steps} steps, {planned['said']}", flush=True)
