@@ -176,7 +176,7 @@ def test_the_same_command_goes_on_to_the_same_bytes(
         patch.setattr(building, "ClipEncoder", Dying)
         with pytest.raises(KeyboardInterrupt):
             build_cache([str(world)], output, options)
-    assert [path.name for path in output.iterdir()] == ["shard-000000.safetensors"]
+    assert sorted(p.name for p in output.iterdir()) == [".lock", "shard-000000.safetensors"]
     with pytest.raises(ValueError, match="finished"):
         LatentDataset(output)
     (output / "shard-000001.safetensors").write_bytes(b"half a shard")
@@ -257,3 +257,21 @@ def test_without_ray_a_line_says_so(
     with pytest.raises(ValueError, match=r"regen-video\[cache\].*--num-workers 0"):
         build_cache([str(world)], tmp_path / "latents", replace(options, num_workers=1))
     assert np.all([path.suffix != ".safetensors" for path in (tmp_path / "latents").iterdir()])
+
+
+@pytest.mark.parametrize(
+    ("address", "num_workers", "message"),
+    [
+        ("ray://127.0.0.1:10001", 1, "Ray Client.*--address auto"),
+        ("127.0.0.1:1", 1, "no Ray cluster answers at --address 127.0.0.1:1"),
+        ("127.0.0.1:port", 1, "no Ray cluster answers"),
+        ("auto", 0, "leave --address out"),
+    ],
+)
+def test_a_cluster_that_does_not_answer_is_one_line(
+    world: Path, options: CacheOptions, tmp_path: Path, address: str, num_workers: int, message: str
+) -> None:
+    pytest.importorskip("ray", reason="the extra cache is not installed")
+    options = replace(options, address=address, num_workers=num_workers)
+    with pytest.raises(ValueError, match=message):
+        build_cache([str(world)], tmp_path / "latents", options)

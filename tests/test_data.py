@@ -4,6 +4,8 @@ import gc
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 import time
 from fractions import Fraction
 from pathlib import Path
@@ -21,6 +23,7 @@ from regen.data.buckets import image_shapes, nearest_shape, video_shapes
 from regen.data.clips import Clip, exclude_sources, fair_shares, hold_out, prepare_clips
 from regen.data.finding import find_items
 from regen.data.items import Item
+from regen.data.places import only_writer
 from regen.data.processes import forking
 from regen.video import VIDEO_SUFFIXES, VideoWriter
 
@@ -642,3 +645,27 @@ def test_a_failed_write_leaves_nothing(folder: Path, tmp_path: Path, monkeypatch
     with pytest.raises(OSError, match="no space"):
         clips._decode_item(find_items([folder], tmp_path)[0], tmp_path / "cache" / "x.npy")
     assert not list((tmp_path / "cache").iterdir())
+
+
+def test_a_folder_has_one_writer_even_where_forked_ones_outlive_it(tmp_path: Path) -> None:
+    script = (
+        "import os, sys, time; from pathlib import Path\n"
+        "from regen.data.places import only_writer\n"
+        "with only_writer(Path(sys.argv[1])):\n"
+        "    child = os.fork()\n"
+        "    if child: print(child, flush=True)\n"
+        "    time.sleep(60)\n"
+    )
+    command = [sys.executable, "-c", script, str(tmp_path / "out")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout is not None
+        child = int(other.stdout.readline())
+        with (
+            pytest.raises(ValueError, match="another process writes to"),
+            only_writer(tmp_path / "out"),
+        ):
+            pass
+        other.kill()
+        other.wait()
+        with only_writer(tmp_path / "out"):
+            os.kill(child, signal.SIGKILL)

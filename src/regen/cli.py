@@ -529,8 +529,8 @@ class Cache:
     """Workers that encode; by default one for each GPU, else for each two cores. 0: without Ray, in
     this process."""
     address: str | None = None
-    """Of a Ray cluster (auto, or ray://HOST:PORT); its machines read IN. By default Ray runs here
-    alone."""
+    """Of a Ray cluster (auto on one of its machines, or HOST:PORT of its head); its machines read
+    IN. By default Ray runs here alone."""
 
     def run(self) -> None:
         _check_numbers(

@@ -10,6 +10,7 @@ goes on.
 import hashlib
 import json
 import logging
+import socket
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import islice
@@ -42,6 +43,7 @@ BAD_LIST = "bad_clips.txt"
 CLIPS_PER_BLOCK = 4  # that Ray hands on together
 CLIPS_PER_ROUND = 65_536  # that Ray is told of at once
 OBJECT_STORE_BYTES = 2**30  # of a Ray that this process starts
+CONNECT_S = 10  # a cluster answers within
 
 
 @dataclass(frozen=True)
@@ -76,17 +78,22 @@ def build_cache(data: Sequence[str], output: str | Path, options: CacheOptions) 
     """Encode what `data` names into latent shards and `dataset.json` in `output`.
 
     Raises ValueError for inputs that are none, for more bad clips than `max_bad_share`, and where
-    `output` holds a cache of something else.
+    `output` holds a cache of something else, or another process writes to it.
     """
     if places.is_url(str(output)):
         raise ValueError(f"{output}: a cache is written to a local folder; copy it from there")
     if (options.clips.height is None) != (options.clips.width is None):
         raise ValueError("--height and --width are given together, or neither")
+    if options.address is not None and options.num_workers == 0:
+        raise ValueError("--num-workers 0 encodes in this process alone: leave --address out")
     output = Path(output)
     if output.is_file():
         raise ValueError(f"{output} is a file; expected a folder for the cache")
-    output.mkdir(parents=True, exist_ok=True)
-    items = find_items(data, output)
+    with places.only_writer(output):
+        return _build_cache(find_items(data, output), output, options)
+
+
+def _build_cache(items: list[Item], output: Path, options: CacheOptions) -> CacheReport:
     origin = _origin(options)
     size = options.shard_clips
     groups = [items[start : start + size] for start in range(0, len(items), size)]
@@ -257,8 +264,9 @@ def _encode_with_ray(
             "encodes in this process alone"
         ) from None
     num_gpus = 1 if options.device == "cuda" else 0
-    num_workers = options.num_workers or default_workers(options.device)
     if options.address is None:
+        cores, gpus = torch.multiprocessing.cpu_count(), torch.cuda.device_count()
+        num_workers = options.num_workers or default_workers(options.device, cores, gpus)
         ray.init(
             num_cpus=2 * num_workers,  # as many decode as encode; Ray starts no more than these
             num_gpus=num_workers if num_gpus else 0,
@@ -268,7 +276,20 @@ def _encode_with_ray(
             object_store_memory=OBJECT_STORE_BYTES,
         )
     else:
-        ray.init(address=options.address, log_to_driver=False)
+        _check_address(options.address)
+        try:
+            ray.init(address=options.address, log_to_driver=False, logging_level=logging.ERROR)
+        except ConnectionError as error:
+            raise _no_cluster(options.address, error) from None
+        cores, gpus = (int(ray.cluster_resources().get(name, 0)) for name in ("CPU", "GPU"))
+        num_workers = options.num_workers or default_workers(options.device, cores, gpus)
+        kind, there = ("GPUs", gpus) if num_gpus else ("cores", cores)
+        if num_workers > there:
+            ray.shutdown()
+            raise ValueError(
+                f"{num_workers} workers, the cluster at --address {options.address} has {there} "
+                f"{kind}: lower --num-workers"
+            )
     try:
         encoder: Any = ClipEncoder  # Ray makes one in each actor
         context = ray.data.DataContext.get_current()
@@ -289,8 +310,29 @@ def _encode_with_ray(
         ray.shutdown()
 
 
-def default_workers(device: str) -> int:
+def _check_address(address: str) -> None:
+    """ValueError for Ray Client, which Ray Data does not run through, and where nothing answers."""
+    if address.startswith("ray://"):
+        raise ValueError(
+            f"--address {address} is of Ray Client, which Ray Data does not run through: run this "
+            "on a machine of the cluster with --address auto, or HOST:PORT of its head"
+        )
+    host, _, port = address.rpartition(":")
+    if not host:
+        return  # "auto": Ray looks on this machine
+    try:
+        socket.create_connection((host, int(port)), timeout=CONNECT_S).close()
+    except (OSError, ValueError) as error:
+        raise _no_cluster(address, error) from None
+
+
+def _no_cluster(address: str, error: Exception) -> ValueError:
+    return ValueError(
+        f"no Ray cluster answers at --address {address} ({str(error).splitlines()[0]}): start one "
+        "with ray start --head, or leave --address out"
+    )
+
+
+def default_workers(device: str, num_cores: int, num_gpus: int) -> int:
     """One for each GPU, else one for each two cores."""
-    if device == "cuda":
-        return max(1, torch.cuda.device_count())
-    return max(1, (torch.multiprocessing.cpu_count() or 2) // 2)
+    return max(1, num_gpus if device == "cuda" else num_cores // 2)

@@ -1,10 +1,14 @@
-"""Bytes of a local file or of a URL that fsspec knows, whole or a range.
+"""Bytes of a local file or of a URL that fsspec knows, whole or a range; who writes to a folder.
 
 File systems are opened anew in each process: those of fsspec must not cross a fork.
 """
 
+import fcntl
 import io
 import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -14,6 +18,30 @@ PAUSE_S = 1.0  # after the first failure; twice as long after each further one
 
 def is_url(place: str) -> bool:
     return "://" in place
+
+
+@contextmanager
+def only_writer(folder: Path) -> Iterator[None]:
+    """Make `folder` and hold it while it is written to; ValueError where another process does.
+
+    Its `.lock` stays behind, and holds nothing once the process has ended, however it did. A lock
+    of POSIX: other than flock's, which filelock has, it is not of forked processes too, which may
+    outlive this one for seconds.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("w") as file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
+            raise ValueError(
+                f"another process writes to {folder}: wait until it has ended, or give another "
+                "folder"
+            ) from None
+        except OSError as error:
+            warnings.warn(
+                f"{folder} cannot be locked ({error}): write from one process", stacklevel=2
+            )
+        yield
 
 
 def _file_system(url: str) -> tuple[Any, str]:

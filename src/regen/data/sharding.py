@@ -50,7 +50,8 @@ def write_shards(
 
     Every file is decoded to its end first, in `num_workers` processes (None: one a core); what
     cannot be is left out and named in bad_clips.txt. Raises ValueError where that is more than
-    `max_bad_share`, for inputs that are none, and where `output` holds shards of something else.
+    `max_bad_share`, for inputs that are none, and where `output` holds shards of something else, or
+    another process writes to it.
     """
     if places.is_url(str(output)):
         raise ValueError(f"{output}: shards are written to a local folder; copy them from there")
@@ -61,7 +62,17 @@ def write_shards(
     for item in items:
         if item.start >= 0:
             raise ValueError(f"{item.place} is a shard already; give folders and manifests")
-    output.mkdir(parents=True, exist_ok=True)
+    with places.only_writer(output):
+        return _write_shards(items, output, max_shard_bytes, max_bad_share, num_workers)
+
+
+def _write_shards(
+    items: list[Item],
+    output: Path,
+    max_shard_bytes: int,
+    max_bad_share: float,
+    num_workers: int | None,
+) -> ShardReport:
     groups = list(_groups(items, max_shard_bytes))
     _check_output(output, len(groups))
     indexes = [_finished(output, number, group) for number, group in enumerate(groups)]

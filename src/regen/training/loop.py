@@ -15,6 +15,7 @@ import torch
 from accelerate import Accelerator
 from tqdm import tqdm
 
+from regen.data.places import only_writer
 from regen.training.averages import averaged_weights, gather_averages
 from regen.training.checkpoint import save_checkpoint
 from regen.training.config import RunConfig, check_run_config, write_run_config
@@ -39,7 +40,12 @@ def run_training(config: RunConfig, start: Callable[[Accelerator], Run]) -> None
     """
     accelerator = make_accelerator(config)
     check_run_config(config.output / "config.json", config, accelerator.num_processes)
-    with left_in_time(accelerator.num_processes), failures_in_one_line():
+    is_writer = accelerator.is_main_process
+    with (
+        left_in_time(accelerator.num_processes),
+        only_writer(config.output) if is_writer else nullcontext(),
+        failures_in_one_line(),
+    ):
         _run_training(config, accelerator, start)
 
 
