@@ -11,6 +11,7 @@ import pytest
 import small_train
 import torch
 from accelerate.state import AcceleratorState
+from PIL import Image
 from test_training import moving_frames, write_data
 
 from regen.cli import main
@@ -28,7 +29,7 @@ from regen.reproduction.experiments import (
     geometry_cells,
     reproduce,
 )
-from regen.reproduction.measuring import find_clips, over_clips
+from regen.reproduction.measuring import find_clips, over_clips, reconstruct, write_comparison
 from regen.reproduction.peers import PEERS
 from regen.reproduction.tables import Table, paper_cell, spread
 from regen.video import read_prepared
@@ -224,6 +225,20 @@ def test_clips_are_those_of_regen_evaluate(folder: Path, tmp_path: Path) -> None
         for frames, path in zip(seen, found, strict=True)
     )
     assert np.abs(seen[0][3].astype(int) - moving_frames(24, 0)[3][:, 4:68]).max() <= 8  # 4:2:0
+
+
+def test_the_picture_has_clips_and_sizes_as_rows(folder: Path, tmp_path: Path) -> None:
+    config = config_of(folder, tmp_path)
+    model = new_model("small_8x").eval()
+    write_comparison(tmp_path / "x.png", config, [model, model], (32, 64))
+    pixels = np.asarray(Image.open(tmp_path / "x.png"))
+    assert pixels.shape == (2 * 64, 3 * 64, 3)  # one clip at both sizes; source and two models
+    (clip,) = find_clips(config)
+    assert np.array_equal(pixels[:64:2, :64:2], read_prepared(clip, 32, 9)[4])
+    assert np.array_equal(pixels[64:, :64], read_prepared(clip, 64, 9)[4])
+    rebuilt = reconstruct(model, read_prepared(clip, 64, 9))[4]
+    assert np.array_equal(pixels[64:, 64:128], rebuilt)
+    assert np.array_equal(pixels[64:, 128:], rebuilt)
 
 
 def test_one_line_on_the_command_line(monkeypatch, capsys) -> None:

@@ -20,7 +20,13 @@ from regen.models.loading import new_model
 from regen.reproduction import paper
 from regen.reproduction.config import Experiment, ReproduceConfig
 from regen.reproduction.cost import decode_chunk, decode_flops_per_frame
-from regen.reproduction.measuring import Measured, compare, over_clips, reconstruct
+from regen.reproduction.measuring import (
+    Measured,
+    compare,
+    over_clips,
+    reconstruct,
+    write_comparison,
+)
 from regen.reproduction.peers import PEERS
 from regen.reproduction.tables import MISSING, Table, paper_cell, spread
 from regen.reproduction.training import Trained, trained
@@ -204,13 +210,13 @@ def table3(config: ReproduceConfig) -> Table:
         else "regen_in_context_8x",
         "content-aware PE": family,
     }
-    side = 64 if config.size == "small" else 256
+    sizes = (64, 128) if config.size == "small" else (256, 512)
     columns = ["conditioning", "preset", "decode, GFLOP/frame", "steps", "wall minutes"]
-    for size in (side, 2 * side):
+    for size in sizes:
         columns += [f"PSNR at {size}", f"SSIM at {size}"]
     table = Table("Table 3: conditioning", [*columns, "paper, 192 x 320", "paper, 384 x 640"])
     costs = {
-        name: decode_flops_per_frame(partial(new_model, name), side) / 1e9
+        name: decode_flops_per_frame(partial(new_model, name), sizes[0]) / 1e9
         for name in presets.values()
     }
     every: list[Trained] = []
@@ -219,16 +225,22 @@ def table3(config: ReproduceConfig) -> Table:
         every += models
         cells = [name, preset, f"{costs[preset]:.3g}", spread([one.steps for one in models], 0)]
         cells.append(spread([one.wall_minutes for one in models], 1))
-        for size in (side, 2 * side):
+        for size in sizes:
             results = [reconstruction(config, size=size)(one) for one in models]
             cells += [spread([one["psnr"] for one in results], 2)]
             cells += [spread([one["ssim"] for one in results], 4)]
         table.rows.append([*cells, *map(paper_cell, paper.TABLE_3[name])])
     table.notes = notes(config, every)
     table.notes.append(
-        f"Measured at {side} x {side} and at twice the side. Trained on "
-        + (f"squares of {side} pixels. " if config.size == "small" else "192 x 320. ")
+        f"Measured at {sizes[0]} x {sizes[0]} and at twice the side. Trained on "
+        + (f"squares of {sizes[0]} pixels. " if config.size == "small" else "192 x 320. ")
         + "In-context conditioning has two more frames of tokens, which its cost shows."
+    )
+    of_first_seed = [one.load() for one in every if one.seed == config.seeds[0]]
+    write_comparison(config.output / "table3.png", config, of_first_seed, sizes)
+    table.notes.append(
+        f"table3.png: the source, then {', '.join(presets)}, seed {config.seeds[0]}; each clip at "
+        "both sizes."
     )
     return table
 

@@ -6,7 +6,7 @@ over frames, then over clips.
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,9 +15,12 @@ from tqdm import tqdm
 
 from regen.codec import decode_frames, encode_frames
 from regen.evaluation.metrics import psnr, ssim
+from regen.evaluation.sheets import write_picture
 from regen.models.loading import Autoencoder
 from regen.reproduction.config import ReproduceConfig
 from regen.video import VIDEO_SUFFIXES, frames_to_video, read_prepared
+
+NUM_PICTURED = 4  # clips
 
 Measured = dict[str, float]
 Measure = Callable[[np.ndarray], Measured]  # of the frames of one clip
@@ -48,6 +51,27 @@ def reconstruct(model: Autoencoder, frames: np.ndarray, steps: int = 1) -> np.nd
         num_frames, height, width = chunk.shape[:3]
         rebuilt.append(decode_frames(model, latents, num_frames, height, width, steps, generator))
     return np.concatenate(rebuilt)
+
+
+def write_comparison(
+    path: Path, config: ReproduceConfig, models: Sequence[Autoencoder], sizes: Sequence[int]
+) -> None:
+    """One PNG: the source and what each of `models` makes of it, a column each.
+
+    A row for each of the first clips and each size, all brought to the largest without smoothing;
+    the middle frame of the first chunk.
+    """
+    rows = []
+    for clip in find_clips(config)[:NUM_PICTURED]:
+        for size in sizes:
+            frames = read_prepared(clip, size, models[0].geometry.chunk_length)
+            middle = len(frames) // 2
+            shown = [frames[middle], *(reconstruct(model, frames)[middle] for model in models)]
+            enlarged = [
+                np.kron(one, np.ones((max(sizes) // size, max(sizes) // size, 1))) for one in shown
+            ]
+            rows.append(np.concatenate(enlarged, axis=1))
+    write_picture(path, np.concatenate(rows).astype(np.uint8))
 
 
 def over_clips(
