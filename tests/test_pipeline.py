@@ -318,6 +318,9 @@ def test_command(
         assert command(monkeypatch, "a", tmp_path / "c.mp4", *few, option, source) == 0
     with open_video(tmp_path / "c.mp4") as reader:
         assert reader.info.frame_rate == 30 and reader.info.num_frames == 10
+    before = source.read_bytes()
+    assert command(monkeypatch, "a", source, *few, "--video", source) == 1
+    assert source.read_bytes() == before
 
 
 @pytest.mark.parametrize(
