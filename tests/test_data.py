@@ -393,6 +393,8 @@ def test_bad_clips_are_counted_once_and_stop_above_the_share(tmp_path: Path) -> 
     assert bad.path.read_text() == "a.mp4: cut\nb.mp4: frame 3: cut\n"
     with pytest.raises(ValueError, match=r"3 of 10 .*--max-bad-share 0\.2; listed in .*a\.mp4"):
         bad.add(["c.mp4: cut"])
+    bad.start(["na: me.mp4: cut", "na: you.mp4: cut"])
+    assert bad.path.read_text().count("\n") == 2
     bad.start([])
     assert not bad.path.exists()
 

@@ -291,6 +291,25 @@ def test_bad_data_is_one_line(tmp_path: Path, name: str, content, message: str) 
     assert "\n" not in str(caught.value)
 
 
+def test_a_shard_that_vanished_is_no_smaller_data_set(shards: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "shards"
+    shutil.copytree(shards, folder)
+    path = min(folder.glob("*.tar"))
+    path.unlink()
+    for data in (folder, f"file://{folder}"):
+        with pytest.raises(ValueError, match=f"has {path.stem}.index.json and not its shard"):
+            find_items([data], tmp_path / "cache")
+
+
+def test_linked_folders_are_searched_once_each(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "link").symlink_to(folder, target_is_directory=True)
+    (tmp_path / "data" / "round").symlink_to(tmp_path / "data", target_is_directory=True)
+    items = find_items([tmp_path / "data"], tmp_path / "cache")
+    assert len(items) == len(find_items([folder], tmp_path / "cache"))
+    assert all(item.name.startswith("link/") for item in items)
+
+
 def test_a_compressed_tar_and_one_without_media(folder: Path, tmp_path: Path) -> None:
     for mode, name, message in (("w:gz", "a.tar", "uncompressed"), ("w", "b.tar", "no clips")):
         with tarfile.open(tmp_path / name, mode) as tar:

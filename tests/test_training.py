@@ -396,17 +396,20 @@ def test_a_loss_that_is_not_finite_stops_before_the_weights(data: Path, tmp_path
         if run.step == 1:
             with torch.no_grad():
                 run.model.dit.proj_out.bias.fill_(float("inf"))
+            run.accelerator.backward = None  # on a CPU it may not be reached
         return train_step(run, batch)
 
     loop.train_step = broken
     try:
-        with pytest.raises(ValueError, match="step 1: lower --learning-rate"):
+        with pytest.raises(ValueError, match=r"step 1: .* a lower --learning-rate; .*1.* intact"):
             train(config)
     finally:
         loop.train_step = train_step
     assert list(state_of(config.output, 1))  # intact
     weights = runs[0].model.dit.patch_embed.weight
     assert torch.isfinite(weights).all()
+    train(replace(config, learning_rate=config.learning_rate / 2))
+    assert (config.output / "model" / "config.json").exists()
 
 
 # --- the data that a run sees ---
@@ -809,7 +812,7 @@ def test_the_exported_model(data: Path, tmp_path: Path) -> None:
     checkpoint = state_of(config.output, 6)
     for name, _ in model.named_parameters():  # the averaged weights, nothing else
         assert torch.equal(state[name], checkpoint[f"ema.{name}"].bfloat16().float())
-    assert not list(config.output.glob(".*"))
+    assert [path.name for path in config.output.glob(".*")] == [".lock"]
     # Unseen crops of the training clips: statistics of 50 batches against those of 60 others.
     clips = prepare_clips([data], data.parent / "cache").clips
     batches = TrainingBatches(

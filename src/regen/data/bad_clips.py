@@ -1,5 +1,6 @@
 """Clips that cannot be read: counted, named in a file, and a stop where they are too many."""
 
+import re
 from pathlib import Path
 
 
@@ -44,4 +45,6 @@ class BadClips:
 
 
 def _name(line: str) -> str:
-    return line.partition(": ")[0]
+    """What is before the reason: up to the first ending of a file, as names may have colons."""
+    found = re.match(r".*?\.\w+(?=: )", line)
+    return found[0] if found else line.partition(": ")[0]

@@ -1,12 +1,13 @@
 """What --data names -> items: folders, manifests and shards, in any mix."""
 
+import os
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
 from regen.data import places
 from regen.data.items import MEDIA_SUFFIXES, Item, file_item
 from regen.data.manifests import MANIFEST_SUFFIXES, csv_rows, read_manifest
-from regen.data.shards import read_shards
+from regen.data.shards import index_place, read_shards
 
 
 def find_items(data: Sequence[str | Path], cache: Path) -> list[Item]:
@@ -24,6 +25,32 @@ def find_items(data: Sequence[str | Path], cache: Path) -> list[Item]:
     return list(found.values())
 
 
+def files_below(folder: Path) -> list[Path]:
+    """All files below a folder, sorted; linked folders too, each folder once."""
+    found: list[Path] = []
+    entered: set[str] = set()
+    for root, folders, names in os.walk(folder, followlinks=True):
+        if os.path.realpath(root) in entered:
+            folders.clear()
+            continue
+        entered.add(os.path.realpath(root))
+        found += [Path(root, name) for name in names]
+    return sorted(found)
+
+
+def _shards_in(folder: str) -> list[str]:
+    """All shards in a folder or URL; ValueError where one is missing whose index is there."""
+    shards = places.matching(f"{folder}/*.tar")
+    known = {index_place(shard) for shard in shards}
+    for index in places.matching(index_place(f"{folder}/*.tar")):
+        if index not in known:
+            raise ValueError(
+                f"{folder} has {PurePosixPath(index).name} and not its shard (.tar): bring the "
+                "shard back, or delete the index too"
+            )
+    return shards
+
+
 def _items_of(data: str, cache: Path) -> list[Item]:
     suffix = PurePosixPath(data).suffix.lower()
     if suffix in MANIFEST_SUFFIXES:
@@ -34,7 +61,7 @@ def _items_of(data: str, cache: Path) -> list[Item]:
             raise ValueError(f"{data}: no such shard")
         return read_shards(shards, cache)
     if places.is_url(data):
-        shards = places.matching(f"{data.rstrip('/')}/*.tar")
+        shards = _shards_in(data.rstrip("/"))
         if not shards:
             raise ValueError(f"{data}: no shard (.tar) there; of URLs take shards and manifests")
         return read_shards(shards, cache)
@@ -44,7 +71,7 @@ def _items_of(data: str, cache: Path) -> list[Item]:
             f"{folder} is not a folder; expected folders of clips and photos, manifests "
             f"({', '.join(MANIFEST_SUFFIXES)}) and shards (.tar)"
         )
-    shards = places.matching(str(folder / "*.tar"))
+    shards = _shards_in(str(folder))
     items = find_media(folder)
     if not shards and not items:
         endings = ", ".join(sorted(MEDIA_SUFFIXES))
@@ -56,7 +83,7 @@ def find_media(folder: Path) -> list[Item]:
     """All clips and photos below a folder, sorted, with what `manifest.csv` says of them."""
     rows = read_sources(folder)
     items = []
-    for path in sorted(folder.rglob("*")):
+    for path in files_below(folder):
         if path.suffix.lower() in MEDIA_SUFFIXES and not path.name.startswith("."):
             name = path.relative_to(folder).as_posix()
             source, caption = rows.get(str(path.resolve()), ("", ""))

@@ -218,6 +218,11 @@ def _write_shard(
                 members.append({**fields, "start": start, "size": item.size})
         tar_bytes = temporary.stat().st_size
         temporary.replace(path)
+    except OSError as error:
+        raise ValueError(
+            f"{path} cannot be made ({error}); the same command goes on after the shards that are "
+            "whole"
+        ) from error
     finally:
         temporary.unlink(missing_ok=True)
     index = {

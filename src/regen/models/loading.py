@@ -141,7 +141,9 @@ def _check_config(path: Path) -> None:
         raise ValueError(f"{path} is damaged ({error}): get the model again") from None
     name = config.get("_class_name") if isinstance(config, dict) else None
     if name not in CLASSES:
-        raise ValueError(f"{path} is of a model {name}, expected {' or '.join(CLASSES)}")
+        is_run = (path.parent / "model" / "config.json").is_file()
+        hint = f": of a run give {path.parent / 'model'}" if is_run else ""
+        raise ValueError(f"{path} is of a model {name}, expected {' or '.join(CLASSES)}{hint}")
 
 
 def _from_pretrained(

@@ -11,6 +11,7 @@ from regen.models.presets import MAGVIT_PRESETS, PRESETS
 FREE_OPTIONS = {
     "output", "cache", "num_workers", "validate_every", "checkpoint_every", "data", "max_bad_share",
     "keep_last", "keep_every", "tracker",
+    "learning_rate",  # lower, where the loss was not finite
     "gradient_checkpointing", "shard", "gradient_accumulation_steps",
 }  # fmt: skip
 
@@ -177,6 +178,13 @@ class TrainConfig(RunConfig):
                 if side % 32 or side < 32:
                     raise ValueError(f"--{name} is a multiple of 32, got {side}")
         super().check()
+        output = self.output.resolve()
+        for folder in self.data:
+            if Path(folder).is_dir() and output.is_relative_to(Path(folder).resolve()):
+                raise ValueError(
+                    f"--output {self.output} is inside --data {folder}, which is searched to the "
+                    "bottom: its sheets would train too; give a folder outside"
+                )
         stages = ("picture_steps", "temporal_steps", "temporal_chunks")
         batches = ("video_batch_size", "image_batch_size", "num_targets")
         for name in (*stages, *batches):
@@ -215,7 +223,8 @@ def check_run_config(path: Path, config: RunConfig, num_processes: int = 1) -> N
     """
     if not path.exists():
         return
-    defaults = {field.name: field.default for field in fields(config)} | {"batches_per_step": 1}
+    plain = {field.name: field.default for field in fields(config)} | {"batches_per_step": 1}
+    defaults = json.loads(json.dumps(plain, default=str))  # as the file has them
     before = json.loads(path.read_text())
     for name, value in run_options(config, num_processes).items():
         old = before.get(name, defaults.get(name))

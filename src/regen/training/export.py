@@ -1,5 +1,6 @@
 """From a run's state to a model folder: averaged weights in bfloat16, with latent statistics."""
 
+import shutil
 from pathlib import Path
 
 import torch
@@ -55,8 +56,10 @@ def export(
     if batches is not None and isinstance(exported, AutoencoderREGEN):
         measure_latents(exported, batches)
     temporary = folder.with_name(f".{folder.name}.tmp")
-    exported.bfloat16().save_pretrained(temporary)
-    folder.mkdir(parents=True, exist_ok=True)
-    for file in temporary.iterdir():
-        file.replace(folder / file.name)
-    temporary.rmdir()
+    try:
+        exported.bfloat16().save_pretrained(temporary)
+        folder.mkdir(parents=True, exist_ok=True)
+        for file in temporary.iterdir():
+            file.replace(folder / file.name)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from regen.data.places import only_writer
 from regen.training.averages import averaged_weights, gather_averages
-from regen.training.checkpoint import save_checkpoint
+from regen.training.checkpoint import latest_checkpoint, save_checkpoint
 from regen.training.config import RunConfig, check_run_config, write_run_config
 from regen.training.loading import TimedLoader
 from regen.training.optimizer import learning_rate_factor
@@ -189,19 +189,28 @@ def learner_step(run: Run, learner: Learner, batches: list[Any]) -> float:
             if loss is None:
                 return 0.0
             loss = loss / len(batches)
+            # On a CPU the backward pass of a warp by NaN ends the process (torch's grid_sample).
+            if loss.device.type == "cpu" and not torch.isfinite(loss):
+                raise _not_finite(run, float(loss.detach()), float("nan"))
             accelerator.backward(loss)
         total += loss.detach()
     value = mean(total, accelerator)
     norm = torch.nn.utils.clip_grad_norm_(learner.parameters(), MAX_GRADIENT_NORM)
     size = float(whole(norm))
     if not np.isfinite(value) or not np.isfinite(size):
-        raise ValueError(
-            f"the loss is {value}, the gradients' norm {size} at step {run.step}: "
-            "lower --learning-rate; the last checkpoint is intact"
-        )
+        raise _not_finite(run, value, size)
     learner.optimizer.step()
     learner.optimizer.zero_grad(set_to_none=True)
     return value
+
+
+def _not_finite(run: Run, loss: float, norm: float) -> ValueError:
+    path, _ = latest_checkpoint(run.config.output / "checkpoints")
+    rest = "no checkpoint has been written yet" if path is None else f"{path} is intact"
+    return ValueError(
+        f"the loss is {loss}, the gradients' norm {norm} at step {run.step}: give the same command "
+        f"with a lower --learning-rate; {rest}"
+    )
 
 
 def shapes_of(batch: dict[str, Any]) -> frozenset[tuple[str, torch.Size]]:

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
+from safetensors import SafetensorError
 from torch.distributed import DistError
 
 LEAVE_S = 60
@@ -86,7 +87,7 @@ def failures_in_one_line() -> Iterator[None]:
     """
     try:
         yield
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         text = str(error)
         if " in DataLoader worker process " in text:  # with its traceback; the last line says it
             _, _, text = text.strip().splitlines()[-1].partition(": ")
@@ -96,7 +97,7 @@ def failures_in_one_line() -> Iterator[None]:
             text = "out of memory: try --gradient-checkpointing, or smaller batches and crops"
         elif isinstance(error, DistError) or "by peer" in text:  # NCCL's, gloo's
             text = "another process of the run died; what it printed may say why"
-        elif not isinstance(error, OSError):
+        elif not isinstance(error, (OSError, SafetensorError)):
             raise
         raise ValueError(
             f"{text}; the same command goes on from the last checkpoint, which is intact"

@@ -131,8 +131,11 @@ def make_examples(
         rng = np.random.default_rng([examples.seed, CHUNK_STREAM, index])
         example = make_example(shortcut, batches.video(rng))
         temporary = path.with_suffix(".tmp")
-        save_file({name: one.contiguous() for name, one in vars(example).items()}, temporary)
-        temporary.replace(path)
+        try:
+            save_file({name: one.contiguous() for name, one in vars(example).items()}, temporary)
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
     accelerator.wait_for_everyone()
 
 

@@ -228,11 +228,17 @@ def _exif_orientation(image: Image.Image) -> int:
 def read_picture(path: Path | BinaryIO) -> np.ndarray:
     """A picture file as uint8 [H, W, 3], turned as it says, transparent pixels on white."""
     with _open_picture(path) as image:
+        if image.format == "WEBP" and getattr(image, "is_animated", False):
+            raise _animated_webp(path)
         try:
             turned = _exif_orientation(image) != 1
             return _picture_pixels(ImageOps.exif_transpose(image) if turned else image, path)
         except (OSError, SyntaxError, Image.DecompressionBombError) as error:
             raise VideoError(f"{path}: the picture is damaged ({one_line(error)})") from error
+
+
+def _animated_webp(path: Path | BinaryIO) -> VideoError:
+    return VideoError(f"{path}: animated WebP cannot be read; convert it to GIF, APNG or MP4")
 
 
 def _picture_pixels(image: Image.Image, path: Path | BinaryIO) -> np.ndarray:
@@ -274,7 +280,7 @@ def _open_file(path: Path) -> tuple[VideoInfo, _Pictures]:
         read_picture(path)
         return info, lambda: iter([(read_picture(path), Fraction(0))])
     if kind == "WEBP":
-        raise VideoError(f"{path}: animated WebP cannot be read; convert it to GIF, APNG or MP4")
+        raise _animated_webp(path)
     return _container_info(path), lambda: _container_pictures(path)
 
 
