@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from PIL import Image
 from safetensors.torch import load_file, save_file
@@ -25,6 +26,7 @@ from regen.pipeline import load_pipeline
 from regen.training import loop
 from regen.training.generator import (
     GeneratorObjective,
+    agree_on_latents,
     draw_generator_timesteps,
     load_models,
     take_transformer,
@@ -93,6 +95,22 @@ def test_shapes_are_drawn_apart_from_the_kind(cache: Path) -> None:
     assert drawn == {(task, width) for task in ("image", "video") for width in (4, 5)}
 
 
+def test_a_chunk_that_was_filled_up_is_no_video(cache: Path) -> None:
+    clips = LatentClips([str(cache)])
+    clips.shapes = [(6, 4, 4)] * 24
+    clips.num_chunks = [2] * 20 + [0] * 4  # of three; of one
+    config = replace(BATCHES, image_steps=0, num_chunks=4, video_batch_size=50)
+    batches = LatentBatches(clips, range(24), NULL, config)
+    latents = torch.arange(6.0).view(1, 6, 1, 1).expand(8, 6, 4, 4)
+    batches.clips = [{"latents": latents, "prompt_embeds": NULL}] * 24
+    assert {shape: len(found) for shape, found in batches.videos.items()} == {(4, 4, 4): 20}
+    every = [batches[step] for step in range(40)]
+    videos = {tuple(b["latents"][0, 0, :, 0, 0].tolist()) for b in every if b["task"] == "video"}
+    assert videos == {(0, 1, 2, 3)}
+    images = {float(x) for b in every if b["task"] == "image" for x in b["latents"][:, 0, 0, 0, 0]}
+    assert images == {0, 2, 4}
+
+
 def test_captions_are_dropped_and_frames_given(cache: Path) -> None:
     config = replace(BATCHES, video_batch_size=400, image_steps=0, image_share=0.0, num_chunks=2)
     batch = LatentBatches(LatentClips([str(cache)]), range(24), NULL, config)[0]
@@ -140,6 +158,16 @@ def test_the_embedder_stands_at_the_ratio_of_the_cache(cache: Path, tmp_path: Pa
     for ratio in (8, 3):
         vae, _, _ = load_models(config, info | {"temporal_compression_ratio": ratio})
         assert vae.geometry.chunk_length == ratio + 1
+
+
+def test_a_run_does_not_go_on_with_other_latents(cache: Path, tmp_path: Path) -> None:
+    info, path = LatentClips([str(cache)]).info, tmp_path / "run" / "latents.json"
+    for _ in range(2):
+        agree_on_latents(path, info, Accelerator(cpu=True))
+    for name in ("encoder_id", "text_encoder_id", "temporal_compression_ratio"):
+        with pytest.raises(ValueError, match=f"latents of {name}") as caught:
+            agree_on_latents(path, info | {name: "other"}, Accelerator(cpu=True))
+        assert "\n" not in str(caught.value)
 
 
 def test_a_model_of_other_encoders_is_refused(cache: Path, tmp_path: Path) -> None:

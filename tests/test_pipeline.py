@@ -1,5 +1,6 @@
 """Properties of regen.pipeline and regen.generation: results, what is given, bad requests."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -197,6 +198,33 @@ def test_callback_sees_and_changes_latents(pipeline: RegenTextToVideoPipeline) -
     assert not latents.any()
 
 
+def test_a_callback_may_ask_for_what_is_not_there(pipeline: RegenTextToVideoPipeline) -> None:
+    seen: list[set[str]] = []
+    for guidance in (1, 2):
+        run(
+            pipeline,
+            num_frames=9,
+            guidance_scale=guidance,
+            callback_on_step_end=lambda *given: seen.append(set(given[-1])),
+            callback_on_step_end_tensor_inputs=["latents", "negative_prompt_embeds"],
+        )
+    assert seen == [{"latents"}] * 2 + [{"latents", "negative_prompt_embeds"}] * 2
+
+
+def test_one_negative_prompt_for_all(pipeline: RegenTextToVideoPipeline) -> None:
+    options = {"num_frames": 9, "output_type": "latent", "prompt": ["a red ball", "a box"]}
+    one = run(pipeline, negative_prompt="blue", **options)
+    assert torch.equal(run(pipeline, negative_prompt=["blue"], **options), one)
+
+
+def test_statistics_are_taken_to_where_latents_are() -> None:
+    """Under offloading the transformer is elsewhere until it runs."""
+    pipeline = make_pipeline()
+    latents = torch.zeros(1, 8, 2, 4, 5, device="meta")
+    assert pipeline.transformer.normalize_latents(latents).device.type == "meta"
+    assert pipeline.transformer.denormalize_latents(latents).device.type == "meta"
+
+
 def test_other_schedulers(pipeline: RegenTextToVideoPipeline) -> None:
     options = {"num_inference_steps": 40, "num_frames": 9, "output_type": "latent"}
     euler = run(pipeline, **options)
@@ -210,9 +238,21 @@ def test_other_schedulers(pipeline: RegenTextToVideoPipeline) -> None:
             other = run(pipeline, **options)
             # The same equation, solved in other steps: 0.1 and 0.2 were measured.
             assert (other - euler).abs().max() < 0.5
-        pipeline.scheduler = DDIMScheduler()
-        with pytest.raises(ValueError, match="DDIMScheduler is no scheduler of flow matching"):
-            run(pipeline)
+        for wrong, words in (
+            (DDIMScheduler(), "DDIMScheduler is no scheduler of flow matching"),
+            (DPMSolverMultistepScheduler(use_flow_sigmas=True), "is no scheduler of flow"),
+            (FlowMatchEulerDiscreteScheduler(stochastic_sampling=True), "without a seed"),
+        ):
+            pipeline.scheduler = wrong
+            with pytest.raises(ValueError, match=words):
+                run(pipeline)
+        pipeline.scheduler = DPMSolverMultistepScheduler(
+            use_flow_sigmas=True,
+            prediction_type="flow_prediction",
+            algorithm_type="sde-dpmsolver++",
+        )  # it draws noise
+        few = options | {"num_inference_steps": 4}
+        assert torch.equal(run(pipeline, **few), run(pipeline, **few))
         pipeline.scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0)
         assert not torch.equal(run(pipeline, **options), euler)
     finally:
@@ -249,6 +289,12 @@ PICTURE = np.zeros((32, 40, 3), dtype=np.uint8)
         ({"image": np.zeros((32, 40), dtype=np.uint8)}, "image: a picture is PIL"),
         ({"image": PICTURE.astype(np.float32) + 200}, r"in \[0, 1\], got up to 200"),
         ({"image": "picture.png"}, "image: a picture is PIL"),
+        ({"video": 5}, "video is a list of pictures or an array, got int"),
+        ({"guidance_scale": "5"}, "guidance_scale is a number, at least 0, got '5'"),
+        ({"latents": [1]}, r"latents are a tensor \[1, 8, 4, 4, 5\], got list"),
+        ({"prompt": None, "prompt_embeds": [1]}, r"are a tensor \[B, L, 24\], got list"),
+        ({"generator": 5}, "generator is a torch.Generator or a list of them, got 5"),
+        ({"callback_on_step_end": lambda *_: [1]}, "returns a dict of tensors or nothing"),
     ],
 )
 def test_bad_requests_are_one_line(
@@ -276,8 +322,18 @@ def test_folders_that_are_no_pipeline(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="of a pipeline FluxPipeline"):
         load_pipeline(str(tmp_path))
     (tmp_path / "model_index.json").write_bytes((folder / "model_index.json").read_bytes())
-    with pytest.raises(ValueError, match="cannot load text-to-video model") as caught:
+    with pytest.raises(ValueError, match="is missing; get the model again") as caught:
         load_pipeline(str(tmp_path))
+    assert "\n" not in str(caught.value)
+    whole = tmp_path / "whole"
+    shutil.copytree(folder, whole)
+    shutil.rmtree(whole / "tokenizer")
+    with pytest.raises(ValueError, match="tokenizer is missing"):
+        load_pipeline(str(whole))
+    shutil.copytree(folder, tmp_path / "damaged")
+    next((tmp_path / "damaged" / "vae").glob("*.safetensors")).unlink()
+    with pytest.raises(ValueError, match="cannot load text-to-video model") as caught:
+        load_pipeline(str(tmp_path / "damaged"))
     assert "\n" not in str(caught.value)
 
 
@@ -337,6 +393,7 @@ def test_command(
         (["out.mp4", "--guidance-scale", "-2"], "--guidance-scale is at least 0, got -2"),
         (["out.mp4", "--device", "nothing"], "--device nothing cannot be used"),
         (["out.mp4", "--model", "missing"], "no text-to-video model missing"),
+        (["out.mp4", "no model"], "no text-to-video model comes with regen: give --model"),
     ],
 )
 def test_bad_commands_are_one_line_and_leave_nothing(
@@ -349,6 +406,8 @@ def test_bad_commands_are_one_line_and_leave_nothing(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     model = [] if "--model" in words else ["--model", folder]
+    if "no model" in words:
+        words, model = words[:1], []
     assert command(monkeypatch, "a ball", *words, *model) == 1
     error = capfd.readouterr().err
     assert error.startswith("regen: ") and error.count("\n") == 1 and message in error

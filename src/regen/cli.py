@@ -282,8 +282,8 @@ class Generate:
     """What the video shows."""
     output: OutPath
     """.mp4, .webm, lossless .mkv, .png of one frame; without an ending: a folder of PNGs."""
-    model: str
-    """Folder OUTPUT/model of regen train-generator, or a hub id (owner/name)."""
+    model: str | None = None
+    """Folder OUTPUT/model of regen train-generator, or a hub id (owner/name); none is embedded."""
     num_frames: Annotated[int | None, tyro.conf.arg(name="frames")] = None
     """How many frames; default: as many as the model was trained on."""
     height: int | None = None
@@ -310,6 +310,11 @@ class Generate:
     """Precision of the model; bfloat16 is faster on GPUs and recent CPUs."""
 
     def run(self) -> None:
+        if self.model is None:
+            raise ValueError(
+                "no text-to-video model comes with regen: give --model, a folder OUTPUT/model of "
+                "regen train-generator (docs/generation.md) or a hub id"
+            )
         numbers = ("num_inference_steps", "height", "width")
         _check_numbers(self.seed, frames=self.num_frames, **{n: getattr(self, n) for n in numbers})
         import time

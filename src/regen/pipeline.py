@@ -9,6 +9,7 @@ import json
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from logging import CRITICAL
 from pathlib import Path
 from typing import Any
 
@@ -127,6 +128,9 @@ class RegenTextToVideoPipeline(DiffusionPipeline):
             raise ValueError("image and video exclude each other: give one of them")
         text = self.encode_prompt(prompt, prompt_embeds, prompt_attention_mask, "prompt")
         batch_size = len(text[0]) * num_videos_per_prompt
+        generators = generator if isinstance(generator, list) else [generator or torch.Generator()]
+        if not all(isinstance(one, torch.Generator) for one in generators):
+            raise ValueError(f"generator is a torch.Generator or a list of them, got {generator!r}")
         if isinstance(generator, list) and len(generator) != batch_size:
             raise ValueError(f"{len(generator)} generators for {batch_size} videos: one for each")
         negative = None
@@ -134,7 +138,9 @@ class RegenTextToVideoPipeline(DiffusionPipeline):
             if negative_prompt is None and negative_prompt_embeds is None:
                 negative_prompt = ""
             if isinstance(negative_prompt, str):
-                negative_prompt = [negative_prompt] * len(text[0])
+                negative_prompt = [negative_prompt]
+            if isinstance(negative_prompt, list) and len(negative_prompt) == 1:
+                negative_prompt = negative_prompt * len(text[0])
             negative = self.encode_prompt(
                 negative_prompt,
                 negative_prompt_embeds,
@@ -155,6 +161,8 @@ class RegenTextToVideoPipeline(DiffusionPipeline):
         device = self._execution_device
         if latents is None:
             latents = randn_tensor(shape, generator=generator, device=device, dtype=torch.float32)
+        elif not isinstance(latents, torch.Tensor):
+            raise ValueError(f"latents are a tensor {list(shape)}, got {type(latents).__name__}")
         elif latents.shape != shape:
             raise ValueError(f"latents are {list(shape)}, got {list(latents.shape)}")
         latents = latents.to(device, torch.float32)
@@ -167,6 +175,7 @@ class RegenTextToVideoPipeline(DiffusionPipeline):
                 negative,
                 guidance_scale,
                 num_inference_steps,
+                generator,
                 callback_on_step_end,
                 callback_on_step_end_tensor_inputs,
             )
@@ -196,11 +205,15 @@ class RegenTextToVideoPipeline(DiffusionPipeline):
         negative: Embedded | None,
         guidance_scale: float,
         num_inference_steps: int,
+        generator: torch.Generator | list[torch.Generator] | None,
         callback: Callable[..., dict[str, Any]] | None,
         tensor_inputs: Sequence[str],
     ) -> torch.Tensor:
         """From noise `[B, 8, n, h, w]` to latents, beside those given; the scheduler's steps."""
         timesteps = self._timesteps(num_inference_steps)
+        # Of a scheduler that draws noise.
+        takes_generator = "generator" in inspect.signature(self.scheduler.step).parameters
+        options = {"generator": generator} if takes_generator else {}
         latents = latents * float(getattr(self.scheduler, "init_noise_sigma", 1.0))
         (embeds, mask), tensors = text, {"latents": latents, "prompt_embeds": text[0]}
         if negative is not None:
@@ -214,11 +227,19 @@ class RegenTextToVideoPipeline(DiffusionPipeline):
                     other_text = tensors["negative_prompt_embeds"]
                     other = self._predict(given, latents, share, other_text, negative[1])
                     velocity = other + guidance_scale * (velocity - other)
-                stepped = self.scheduler.step(velocity, timestep, latents, return_dict=False)
+                stepped = self.scheduler.step(
+                    velocity, timestep, latents, **options, return_dict=False
+                )
                 tensors["latents"] = stepped[0]
                 if callback is not None:
-                    asked = {name: tensors[name] for name in tensor_inputs}
-                    tensors |= callback(self, index, timestep, asked) or {}
+                    asked = {name: tensors[name] for name in tensor_inputs if name in tensors}
+                    changed = callback(self, index, timestep, asked) or {}
+                    if not isinstance(changed, dict):
+                        raise ValueError(
+                            "callback_on_step_end returns a dict of tensors or nothing, got "
+                            f"{type(changed).__name__}"
+                        )
+                    tensors |= changed
                 bar.update()
         return tensors["latents"]
 
@@ -238,6 +259,9 @@ class RegenTextToVideoPipeline(DiffusionPipeline):
             raise ValueError(f"give {name} or {name}_embeds, one of the two")
         if prompt_embeds is not None:
             width = self.transformer.config.joint_attention_dim
+            if not isinstance(prompt_embeds, torch.Tensor):
+                kind = type(prompt_embeds).__name__
+                raise ValueError(f"{name}_embeds are a tensor [B, L, {width}], got {kind}")
             if prompt_embeds.ndim != 3 or prompt_embeds.shape[2] != width:
                 raise ValueError(f"{name}_embeds are [B, L, {width}], got {prompt_embeds.shape}")
             if prompt_attention_mask is None:
@@ -283,6 +307,8 @@ class RegenTextToVideoPipeline(DiffusionPipeline):
             return torch.zeros(*shape, -(-height // space), -(-width // space)).to(
                 self._execution_device
             )
+        if video is not None and not isinstance(video, list | tuple | np.ndarray | torch.Tensor):
+            raise ValueError(f"video is a list of pictures or an array, got {type(video).__name__}")
         length = self.vae.geometry.chunk_length
         pixels = (
             _to_pixels([image], height, width, "image")
@@ -312,8 +338,9 @@ class RegenTextToVideoPipeline(DiffusionPipeline):
     def _check_options(
         self, guidance_scale: float, output_type: str, tensor_inputs: Sequence[str]
     ) -> None:
-        if not 0 <= guidance_scale < float("inf"):
-            raise ValueError(f"guidance_scale is a number, at least 0, got {guidance_scale}")
+        is_number = isinstance(guidance_scale, int | float)
+        if not is_number or not 0 <= guidance_scale < float("inf"):
+            raise ValueError(f"guidance_scale is a number, at least 0, got {guidance_scale!r}")
         if output_type not in OUTPUT_TYPES:
             raise ValueError(
                 f"output_type is one of {', '.join(OUTPUT_TYPES)}, got {output_type!r}"
@@ -323,7 +350,14 @@ class RegenTextToVideoPipeline(DiffusionPipeline):
                 known = ", ".join(self._callback_tensor_inputs)
                 raise ValueError(f"callback tensors are {known}, got {name!r}")
         config, name = self.scheduler.config, type(self.scheduler).__name__
-        if not (name.startswith("FlowMatch") or config.get("use_flow_sigmas")):
+        is_solver = config.get("use_flow_sigmas") and (
+            config.get("prediction_type") == "flow_prediction"
+        )
+        if config.get("stochastic_sampling"):
+            raise ValueError(
+                f"{name} with stochastic_sampling draws noise without a seed: leave it"
+            )
+        if not (name.startswith("FlowMatch") or is_solver):
             raise ValueError(
                 f"{name} is no scheduler of flow matching: take FlowMatchEulerDiscreteScheduler, "
                 "or one with use_flow_sigmas=True and prediction_type='flow_prediction'"
@@ -383,7 +417,7 @@ def load_pipeline(
             "regen train-generator, or a hub id (owner/name)"
         )
     verbosity, bars = diffusers_logging.get_verbosity(), diffusers_logging.is_progress_bar_enabled()
-    diffusers_logging.set_verbosity_error()
+    diffusers_logging.set_verbosity(CRITICAL)  # what it says of an error is in the one raised
     diffusers_logging.disable_progress_bar()
     try:
         with warnings.catch_warnings(), quiet_transformers():
@@ -414,6 +448,13 @@ def _check_index(path: Path) -> None:
     name = index.get("_class_name") if isinstance(index, dict) else None
     if name != RegenTextToVideoPipeline.__name__:
         raise ValueError(f"{path} is of a pipeline {name}, expected RegenTextToVideoPipeline")
+    for name, kind in index.items():
+        if not name.startswith("_") and isinstance(kind, list) and kind[0] is not None:
+            folder = path.parent / name
+            if not (folder.is_dir() and any(folder.iterdir())):
+                raise ValueError(
+                    f"{path.parent} is damaged: {name} is missing; get the model again"
+                )
 
 
 def make_scheduler(shift: float = 1.0) -> FlowMatchEulerDiscreteScheduler:

@@ -9,6 +9,7 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
+from logging import CRITICAL
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
@@ -57,8 +58,9 @@ class TextEncoder:
             raise ValueError(f"text encoders need transformers: {INSTALL}") from None
         folder = str(_default_folder()) if name_or_path is None else name_or_path
         try:
-            tokenizer = AutoTokenizer.from_pretrained(folder)
-            model = _load(folder, dtype)
+            with quiet_transformers():
+                tokenizer = AutoTokenizer.from_pretrained(folder)
+                model = _load(folder, dtype)
             model.to(torch.device(device))  # type: ignore[arg-type]
             return cls(model, tokenizer, name_or_path or DEFAULT_NAME)
         except (OSError, ValueError, KeyError, RuntimeError, AttributeError) as error:
@@ -93,6 +95,7 @@ class TextEncoder:
         hidden = self.model(
             input_ids=tokens["input_ids"], attention_mask=tokens["attention_mask"]
         ).last_hidden_state
+        mask = mask.to(hidden.device)  # under offloading the model is elsewhere when it runs
         return hidden.float() * mask[..., None], mask
 
     def encoder_id(self) -> str:
@@ -120,16 +123,20 @@ def _default_folder() -> Path:
 
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """Within this context transformers loads without bars and remarks."""
+    """Within this context transformers loads without bars and remarks: errors are raised."""
+    from huggingface_hub.utils import logging as hub_logging
     from transformers.utils import logging
 
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
+    hub_verbosity = hub_logging.get_verbosity()
+    logging.set_verbosity(CRITICAL)
     logging.disable_progress_bar()
+    hub_logging.set_verbosity(CRITICAL)
     try:
         yield
     finally:
         logging.set_verbosity(verbosity)
+        hub_logging.set_verbosity(hub_verbosity)
         if bars:
             logging.enable_progress_bar()
 
@@ -141,10 +148,9 @@ def _load(folder: str, dtype: torch.dtype) -> "PreTrainedModel":
     config = AutoConfig.from_pretrained(folder)
     known = type(config) in AutoModelForTextEncoding._model_mapping
     auto = AutoModelForTextEncoding if known else AutoModel
-    with quiet_transformers():
-        model, problems = auto.from_pretrained(
-            folder, dtype=dtype, use_safetensors=True, output_loading_info=True
-        )
+    model, problems = auto.from_pretrained(
+        folder, dtype=dtype, use_safetensors=True, output_loading_info=True
+    )
     missing = [name for name in problems["missing_keys"] if "pooler" not in name]
     if missing or problems["mismatched_keys"]:
         raise ValueError(f"weights do not fit: {next(iter(missing), problems['mismatched_keys'])}")

@@ -77,6 +77,19 @@ class EvaluateConfig:
             raise ValueError(f"--fvd-frames is at least 10, which I3D needs, got {self.fvd_frames}")
         if bool(self.data) == bool(self.reference):
             raise ValueError("give --data or --reference: the clips that are measured on")
+        measured = [Path(one) for one in (*self.data, self.reference) if one is not None]
+        for one in measured:
+            for name in ("output", "export"):
+                folder = getattr(self, name)
+                if (
+                    one.is_dir()
+                    and folder is not None
+                    and (folder.resolve().is_relative_to(one.resolve()))
+                ):
+                    raise ValueError(
+                        f"--{name} {folder} is inside {one}, whose clips are measured: what is "
+                        "written would be measured too; give a folder outside"
+                    )
         if self.benchmark and len(self.data) != 1:
             raise ValueError(f"--benchmark {self.benchmark} takes one folder, --data FOLDER")
         if self.reconstruction_name and not self.reconstruction:

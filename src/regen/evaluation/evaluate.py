@@ -71,7 +71,7 @@ class Row:
         return f"{_file_name(self.name)}-{_digest(self.identity)[:8]}"
 
     def seeds(self, config: EvaluateConfig) -> list[int]:
-        return list(config.seeds) if self.system.is_generative else [config.seeds[0]]
+        return list(config.seeds) if self.system.is_generative else [0]
 
 
 def evaluate(config: EvaluateConfig) -> dict[str, Any]:
@@ -106,7 +106,12 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     accelerator.wait_for_everyone()
     if not is_main:
         return {}
-    results = {"protocol": protocol, "rows": list(_collect(config.output, clips, i3d is not None))}
+    rows = list(_collect(config.output, clips, i3d is not None))
+    names = [one["name"] for one in rows]
+    for one in rows:  # a system that has changed is another one
+        if names.count(one["name"]) > 1:
+            one["name"] += f" [{one['folder'][-8:]}]"
+    results = {"protocol": protocol, "rows": rows}
     _write_json(config.output / "results.json", results)
     if results["rows"]:
         write_report(results, config.output)
@@ -389,13 +394,25 @@ def _timing(records: list[dict[str, Any]]) -> dict[str, float]:
 
 
 def _of_clip(record: dict[str, Any], seeds: list[int]) -> dict[str, Any]:
-    """A clip for results.json: its values at the first seed, PSNR at each, nothing by frame."""
-    first = record["seeds"][str(seeds[0])]
-    values = {name: one for name, one in first.items() if name not in ("frames", "features")}
+    """A clip for results.json: means over the seeds, PSNR at each, nothing by frame."""
+    every = [record["seeds"][str(seed)] for seed in seeds]
+    values = {
+        name: _mean_of([one[name] for one in every])
+        for name in every[0]
+        if name not in ("frames", "features")
+    }
     if len(seeds) > 1:
         values["psnr_by_seed"] = [record["seeds"][str(seed)]["psnr"] for seed in seeds]
     kept = ("id", "set", "size", "latent_shape", "num_bytes")
     return {name: record[name] for name in kept} | {"picture": _file_name(record["id"])} | values
+
+
+def _mean_of(values: list[Any]) -> Any:
+    """Of numbers, or of lists of one length by place; None where one is not defined."""
+    if any(one is None for one in values):
+        return None
+    mean: Any = np.mean(values, axis=0).tolist()
+    return mean
 
 
 def summary_rows(config: EvaluateConfig, results: dict[str, Any]) -> list[tuple[str, str]]:

@@ -62,8 +62,9 @@ def _temporal(
     if len(frames) > 1:
         values["flicker"] = flicker(other, source).mean().item()
     if chunk_length is not None and len(frames) > chunk_length:
-        values["seam_ratio"] = seam_ratio(other, chunk_length).item()
         values["seam_ratio_source"] = seam_ratio(source, chunk_length).item()
+        if not math.isnan(values["seam_ratio_source"]):  # means of both are of the same clips
+            values["seam_ratio"] = seam_ratio(other, chunk_length).item()
     return values
 
 
@@ -114,12 +115,14 @@ def summarize(
                 summary["spread"][name] = float(np.std(values, ddof=1))
     if source_features is not None:
         summary["rfvd_samples"] = sum(len(source_features[one["id"]]) for one in records)
-    first = str(seeds[0])
-    summary["psnr_by_position"] = _by_position(
-        [one["seeds"][first]["frames"]["psnr"] for one in records], chunk_length
-    )
+    summary["seam_clips"] = len(_values(records, seeds[0], "seam_ratio"))
+    every = [[one["seeds"][str(seed)] for one in records] for seed in seeds]
+    summary["psnr_by_position"] = np.mean(
+        [_by_position([one["frames"]["psnr"] for one in those], chunk_length) for those in every],
+        axis=0,
+    ).tolist()
     summary["colour_shift"] = np.mean(
-        [one["seeds"][first]["colour_shift"] for one in records], axis=0
+        [one["colour_shift"] for those in every for one in those], axis=0
     ).tolist()
     return summary
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from regen.data.finding import find_items
+from regen.data.finding import files_below, find_items
 from regen.data.items import Item
 from regen.evaluation.config import EvaluateConfig
 from regen.evaluation.networks import sha256_of
@@ -58,6 +58,9 @@ class EvalClip:
 
 
 def stem_of(name: str) -> str:
+    """The relative path of a clip's file, without its ending: no scheme, root or `..` of `name`."""
+    parts = PurePosixPath(name.partition("://")[2] or name).parts
+    name = "/".join(part for part in parts if part not in ("/", ".."))
     suffix = PurePosixPath(name).suffix.lower()
     is_file = suffix in VIDEO_SUFFIXES | PICTURE_SUFFIXES | {RAW_SUFFIX}
     return name[: -len(suffix)] if is_file else name
@@ -78,6 +81,7 @@ def find_clips(config: EvaluateConfig) -> tuple[list[EvalClip], dict[str, Any]]:
         sets, notes = {}, {}
         for one in config.data:
             name = PurePosixPath(one.rstrip("/")).stem if "*" not in one else one
+            name = name if name.strip(".") else Path(one).resolve().name
             if name in sets:
                 raise ValueError(f"two of --data are called {name}: rename a folder or a manifest")
             sets[name], notes[name] = _clips_of(one, config), {}
@@ -100,24 +104,26 @@ def _clips_of(data: str, config: EvaluateConfig) -> list[tuple[str, Item | Path]
     folder = Path(data)
     if not folder.is_dir() or list(folder.glob("*.tar")):
         return [(item.name, item) for item in find_items([data], config.output / "cache")]
-    found = [(path.relative_to(folder).as_posix(), path) for path in _media(folder)]
+    found = [(path.relative_to(folder).as_posix(), path) for path in media_in(folder)]
     if not found:
         raise ValueError(f"{folder} holds no clips: no videos, no folders of pictures")
     return list(found)
 
 
-def _media(folder: Path) -> Iterator[Path]:
+def media_in(folder: Path) -> list[Path]:
     """Videos below a folder, and its sub-folders of pictures; pictures in `folder` itself alone."""
-    videos = VIDEO_SUFFIXES | {RAW_SUFFIX}
-    for path in sorted(folder.rglob("*")):
+    found: set[Path] = set()
+    for path in files_below(folder):
         suffix = path.suffix.lower()
         if path.name.startswith("."):
             continue
-        if path.is_dir():
-            if any(one.suffix.lower() in PICTURE_SUFFIXES for one in path.iterdir()):
-                yield path
-        elif suffix in videos or (suffix in PICTURE_SUFFIXES and path.parent == folder):
-            yield path
+        if suffix in VIDEO_SUFFIXES | {RAW_SUFFIX} or (
+            suffix in PICTURE_SUFFIXES and path.parent == folder
+        ):
+            found.add(path)
+        elif suffix in PICTURE_SUFFIXES and not path.parent.name.startswith("."):
+            found.add(path.parent)
+    return sorted(found)
 
 
 def _benchmark(name: str, root: Path) -> tuple[list[tuple[str, Item | Path]], str]:
@@ -158,7 +164,7 @@ def _davis(root: Path) -> tuple[list[tuple[str, Item | Path]], str]:
 def _mcl_jcv(root: Path) -> tuple[list[tuple[str, Item | Path]], str]:
     """videoSRC01_1920x1080_30.yuv to videoSRC30_...; or .mp4 and others, or folders of pictures."""
     found: dict[int, tuple[str, Item | Path]] = {}
-    for path in _media(root):
+    for path in media_in(root):
         number = MCL_JCV_NAME.search(path.name)
         if not number:
             continue

@@ -7,6 +7,7 @@ time slices, and the record by which all was measured.
 import base64
 import json
 import math
+import re
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -83,6 +84,10 @@ def _network(about: dict[str, Any] | None, what: str) -> str:
 def _set_table(rows: list[dict[str, Any]], name: str, note: dict[str, Any]) -> str:
     shown = [one for one in METRICS if any(one in row["sets"][name]["mean"] for row in rows)]
     about = f"{note['num_clips']} clips" + (f"; {note['part']}" if "part" in note else "")
+    seams = {row["sets"][name].get("seam_clips") for row in rows} - {None, 0}
+    if seams - {note["num_clips"]}:
+        counts = ", ".join(map(str, sorted(seams)))
+        about += f"; seam ratios of the {counts} that move and have a seam"
     samples = {row["sets"][name].get("rfvd_samples") for row in rows} - {None}
     if samples:
         about += f"; rFVD of {', '.join(map(str, sorted(samples)))} pieces"
@@ -237,8 +242,10 @@ def _step_plots(rows: list[dict[str, Any]], name: str) -> list[str]:
         by_system: dict[str, list[dict[str, Any]]] = {}
         for row in rows:
             if "steps" in row["about"]:
-                by_system.setdefault(row["name"].rpartition(", ")[0], []).append(row)
-        for system, those in by_system.items():
+                about = {name: one for name, one in row["about"].items() if name != "steps"}
+                by_system.setdefault(json.dumps(about, sort_keys=True), []).append(row)
+        for those in by_system.values():
+            system = re.sub(r", \d+ steps?", "", those[0]["name"])
             points = sorted(
                 (row["about"]["steps"], row["sets"][name]["mean"][metric])
                 for row in those

@@ -4,6 +4,7 @@ Frames uint8 `[T, H, W, 3]` go in and come out, with what is known of the latent
 autoencoders of diffusers are in `diffusers_systems`.
 """
 
+import hashlib
 import importlib
 import inspect
 import time
@@ -17,6 +18,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
+from regen.data.finding import files_below
 from regen.evaluation.config import Storage
 from regen.evaluation.networks import sha256_of
 from regen.evaluation.protocols import EvalClip, stem_of
@@ -242,7 +244,11 @@ def _weights_hash(model: Autoencoder, name: str) -> str:
     folder = find_model(name)
     if isinstance(folder, Path):
         return weights_hash(folder)
-    return f"of the hub: {model.encoder_id() if isinstance(model, AutoencoderREGEN) else name}"
+    digest = hashlib.sha256()  # of the hub
+    for key, tensor in sorted(model.state_dict().items()):
+        digest.update(key.encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()[:16]
 
 
 def weights_hash(folder: Path) -> str:
@@ -373,17 +379,16 @@ def folder_system(folder: Path, name: str, clips: list[EvalClip]) -> FolderSyste
     """The reconstructions of all `clips` in `folder`; ValueError names those that are missing."""
     if not folder.is_dir():
         raise ValueError(f"--reconstruction {folder} is not a folder")
-    endings = VIDEO_SUFFIXES | PICTURE_SUFFIXES
     found: dict[str, Path] = {}
-    for path in sorted(folder.rglob("*")):
-        is_pictures = path.is_dir() and any(
-            one.suffix.lower() in PICTURE_SUFFIXES for one in path.iterdir()
-        )
-        if is_pictures or path.suffix.lower() in endings:
-            stem = stem_of(path.relative_to(folder).as_posix())
-            if path.is_file() and found.setdefault(stem, path) != path:
-                raise ValueError(f"{folder}: {found[stem].name} and {path.name} are of one clip")
-            found[stem] = path
+    for path in files_below(folder):
+        is_picture = path.suffix.lower() in PICTURE_SUFFIXES
+        if not is_picture and path.suffix.lower() not in VIDEO_SUFFIXES:
+            continue
+        for one in (path, path.parent) if is_picture and path.parent != folder else (path,):
+            stem = stem_of(one.relative_to(folder).as_posix())
+            other = found.setdefault(stem, one)
+            if other != one:
+                raise ValueError(f"{folder}: {other.name} and {one.name} are of one clip")
     missing = [clip.id for clip in clips if clip.stem not in found]
     if missing:
         raise ValueError(

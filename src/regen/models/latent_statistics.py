@@ -15,15 +15,19 @@ class LatentStatistics:
 
     def normalize_latents(self, latents: torch.Tensor) -> torch.Tensor:
         """Latents as they come -> about zero mean and unit deviation."""
-        mean, std = self._statistics(latents.shape[2])
+        mean, std = self._statistics(latents)
         return (latents.float() - mean) / std
 
     def denormalize_latents(self, latents: torch.Tensor) -> torch.Tensor:
         """Back from `normalize_latents`."""
-        mean, std = self._statistics(latents.shape[2])
+        mean, std = self._statistics(latents)
         return latents.float() * std + mean
 
-    def _statistics(self, num_latent_frames: int) -> tuple[torch.Tensor, torch.Tensor]:
-        kind = torch.arange(num_latent_frames, device=self.latents_mean.device) % 2
-        mean, std = self.latents_mean[:, kind], self.latents_std[:, kind]  # [C, n]
-        return mean.float()[None, :, :, None, None], std.float()[None, :, :, None, None]
+    def _statistics(self, latents: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Where `latents` are: under offloading the model may not be there yet."""
+        kind = torch.arange(latents.shape[2], device=self.latents_mean.device) % 2
+        mean, std = (
+            one[:, kind].to(latents.device).float()[None, :, :, None, None]
+            for one in (self.latents_mean, self.latents_std)
+        )
+        return mean, std

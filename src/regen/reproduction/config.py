@@ -39,6 +39,8 @@ class ReproduceConfig:
 
     def check(self, experiment: Experiment) -> None:
         """ValueError for an option out of range."""
+        if self.eval_size % 32 or self.eval_size < 32:
+            raise ValueError(f"--eval-size is a multiple of 32, got {self.eval_size}")
         if experiment == "table4":
             return
         if not self.data:
@@ -51,7 +53,5 @@ class ReproduceConfig:
             raise ValueError(f"--minutes is above 0 (0 with --size paper only), got {self.minutes}")
         if not self.seeds or min(self.seeds) < 0 or len(set(self.seeds)) < len(self.seeds):
             raise ValueError(f"--seeds are different numbers from 0 on, got {list(self.seeds)}")
-        if self.eval_size % 32 or self.eval_size < 32:
-            raise ValueError(f"--eval-size is a multiple of 32, got {self.eval_size}")
         if self.eval_frames < 1 or self.max_clips < 0:
             raise ValueError("--eval-frames is at least 1, --max-clips at least 0")

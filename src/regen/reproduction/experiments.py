@@ -22,6 +22,7 @@ from regen.reproduction.config import Experiment, ReproduceConfig
 from regen.reproduction.cost import decode_chunk, decode_flops_per_frame
 from regen.reproduction.measuring import (
     Measured,
+    check_clips,
     compare,
     over_clips,
     reconstruct,
@@ -35,8 +36,10 @@ from regen.video import frames_to_video, video_to_frames
 EQUAL_COST = 1.1  # largest ratio of two small decoders' FLOPs
 EQUAL_TIME = 1.25  # largest ratio of two trainings' wall minutes that no note is made of
 FIGURE_RATIO = 8  # of the figures that the paper draws of one model
-STEPS = (1, 2, 4, 8, 16)
+STEPS = (1, 2, 4, 8, 25)
 SEAM_STEPS = (1, 4, 8)
+CHUNK = FIGURE_RATIO + 1
+LEAST_FRAMES: dict[Experiment, int] = {"figure9": 2 * CHUNK, "figure13": 2 * CHUNK - 1}
 
 
 @dataclass(frozen=True)
@@ -266,20 +269,32 @@ def figure12(config: ReproduceConfig) -> Table:
     """Quality against the compression factor; peers by their factor alone."""
     table = Table(
         "Figure 12: quality and compression factor",
-        ["method", "preset or class", "pixel values per latent value", "PSNR", "SSIM"],
+        [
+            "method",
+            "preset or class",
+            "pixel values per latent value",
+            "decode, GFLOP/frame",
+            "PSNR",
+            "SSIM",
+        ],
     )
     every: list[Trained] = []
-    for ratio in (4, 8, 16, 32):
-        for row in (magvit(config, ratio), regen(config, ratio)):
+    groups = {ratio: (magvit(config, ratio), regen(config, ratio)) for ratio in (4, 8, 16, 32)}
+    costs: dict[str, float] = {}
+    for rows in groups.values():
+        costs |= check_equal_cost([row.preset for row in rows], config.eval_size)
+    for ratio, rows in groups.items():
+        for row in rows:
             models = [trained(config, row.preset, seed) for seed in config.seeds]
             results = [reconstruction(config)(one) for one in models]
             every += models
             values = [spread([one["psnr"] for one in results], 2)]
             values.append(spread([one["ssim"] for one in results], 4))
             name = f"{row.method}, {ratio}x"
-            table.rows.append([name, row.preset, geometry_cells(row.preset)[1], *values])
+            cells = [name, row.preset, geometry_cells(row.preset)[1], f"{costs[row.preset]:.3g}"]
+            table.rows.append([*cells, *values])
     for name, peer in PEERS.items():
-        table.rows.append([name, peer.class_name, f"{peer.factor:.4g}", MISSING, MISSING])
+        table.rows.append([name, peer.class_name, f"{peer.factor:.4g}", *[MISSING] * 3])
     table.notes = notes(config, every)
     table.notes.append(
         "The paper draws this figure and prints no numbers of it. The other embedders have their "
@@ -319,9 +334,6 @@ def _seams(model: AutoencoderREGEN, frames: np.ndarray) -> Measured:
     """Seam ratios and PSNR of plain and extended decoding, at each of SEAM_STEPS."""
     length = model.geometry.chunk_length
     frames = frames[: len(frames) // length * length]
-    if len(frames) < 2 * length:
-        raise ValueError(f"figure9 takes clips of {2 * length} frames, got {len(frames)}: raise "
-                         "--eval-frames")  # fmt: skip
     chunks = [frames[start : start + length] for start in range(0, len(frames), length)]
     latents = torch.cat([encode_frames(model, chunk) for chunk in chunks], dim=2)
     values: Measured = {"source": _seam_ratio(frames, length)}
@@ -340,8 +352,7 @@ def _seams(model: AutoencoderREGEN, frames: np.ndarray) -> Measured:
 def figure9(config: ReproduceConfig) -> Table:
     """The seam between chunks, with and without latent extension."""
     models = _one_model(config)
-    length = FIGURE_RATIO + 1
-    num_frames = max(2, config.eval_frames // length) * length
+    num_frames = max(2, config.eval_frames // CHUNK) * CHUNK
     results = []
     for one in models:
         model = one.load()
@@ -370,9 +381,6 @@ def _interpolations(model: AutoencoderREGEN, frames: np.ndarray) -> Measured:
     """Frames between, of chunks that are every second frame of the clip."""
     length = model.geometry.chunk_length
     span = 2 * length - 1
-    if len(frames) < span:
-        raise ValueError(f"figure13 takes clips of {span} frames, got {len(frames)}: raise "
-                         "--eval-frames")  # fmt: skip
     chunk, between = frames[0:span:2], frames[1:span:2]
     times = [index + 0.5 for index in range(length - 1)]
     latents, (height, width) = encode_frames(model, chunk), frames.shape[1:3]
@@ -497,6 +505,8 @@ assert set(EXPERIMENTS) == set(get_args(Experiment))
 def reproduce(experiment: Experiment, config: ReproduceConfig) -> Table:
     """Train, measure, write OUTPUT/EXPERIMENT.md and .json. Raises ValueError for bad options."""
     config.check(experiment)
+    if experiment != "table4":
+        check_clips(config, LEAST_FRAMES.get(experiment, 1))
     table = EXPERIMENTS[experiment](config)
     table.write(config.output, experiment)
     return table

@@ -14,7 +14,10 @@ import torch
 from tqdm import tqdm
 
 from regen.codec import decode_frames, encode_frames
+from regen.data.finding import find_items
 from regen.evaluation.metrics import psnr, ssim
+from regen.evaluation.networks import sha256_of
+from regen.evaluation.protocols import DAVIS_FRAMES, media_in
 from regen.evaluation.sheets import write_picture
 from regen.models.loading import Autoencoder
 from regen.reproduction.config import ReproduceConfig
@@ -27,12 +30,42 @@ Measure = Callable[[np.ndarray], Measured]  # of the frames of one clip
 
 
 def find_clips(config: ReproduceConfig) -> list[Path]:
-    """Raises ValueError where there is none."""
+    """Videos and folders of pictures; of DAVIS as it is published, its sequences at full size.
+
+    Raises ValueError where there is none.
+    """
     assert config.eval_data is not None
-    paths = [p for p in sorted(config.eval_data.rglob("*")) if p.suffix.lower() in VIDEO_SUFFIXES]
+    davis = config.eval_data / DAVIS_FRAMES
+    found = media_in(davis if davis.is_dir() else config.eval_data)
+    paths = [path for path in found if path.is_dir() or path.suffix.lower() in VIDEO_SUFFIXES]
     if not paths:
         raise ValueError(f"{config.eval_data} holds no videos to measure on")
     return paths[: config.max_clips or None]
+
+
+def check_clips(config: ReproduceConfig, least_frames: int) -> None:
+    """ValueError, before anything trains, for clips that cannot be measured on.
+
+    There are none; one is in --data too, under any name; or the first `least_frames` are not there.
+    """
+    clips = find_clips(config)
+    sizes: dict[int, list[Path]] = {}
+    for clip in clips:
+        if clip.is_file():
+            sizes.setdefault(clip.stat().st_size, []).append(clip)
+    for item in find_items(config.data, config.cache or config.output / "cache"):
+        for clip in sizes.get(item.size, []):
+            with item.as_file() as path:
+                is_same = sha256_of(path) == sha256_of(clip)
+            if is_same:
+                raise ValueError(
+                    f"{clip} of --eval-data is {item} of --data: models are measured on clips that "
+                    "they have not seen"
+                )
+    for clip in clips if least_frames > 1 else []:
+        num_frames = len(read_prepared(clip, config.eval_size, least_frames))
+        if num_frames < least_frames:
+            raise ValueError(f"{clip} has {num_frames} frames, this takes {least_frames}")
 
 
 def compare(frames: np.ndarray, reconstruction: np.ndarray) -> Measured:

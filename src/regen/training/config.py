@@ -12,6 +12,8 @@ FREE_OPTIONS = {
     "output", "cache", "num_workers", "validate_every", "checkpoint_every", "data", "max_bad_share",
     "keep_last", "keep_every", "tracker",
     "learning_rate",  # lower, where the loss was not finite
+    "embedder", "text_encoder",  # where they are; what they are is checked
+    "prompts", "num_inference_steps", "guidance_scale",  # of the sheets
     "gradient_checkpointing", "shard", "gradient_accumulation_steps",
 }  # fmt: skip
 

@@ -3,6 +3,7 @@
 Flow matching on cached latents, images first, then images and videos mixed.
 """
 
+import json
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -41,6 +42,7 @@ from regen.training.run import Learner, Run, step_seed
 
 TASKS = ("image", "video")
 NUM_PROMPTS = 4  # on a sheet, where none are given
+MADE_BY = ("encoder_id", "temporal_compression_ratio", "text_encoder_id")
 VALIDATION_TIMESTEPS = (0.1, 0.3, 0.5, 0.7, 0.9)
 
 
@@ -138,10 +140,13 @@ class GeneratorTask:
     def _losses(self, device: torch.device) -> dict[str, float]:
         sums: dict[str, list[float]] = {}
         generator = torch.Generator().manual_seed(0)
-        for clip in map(self.clips.__getitem__, self.held_out):
+        for index in self.held_out:
+            clip = self.clips[index]
+            num_chunks = min(self.clips.num_chunks[index], self.config.num_chunks)
             embeds, mask = pad_texts([clip["prompt_embeds"]] * len(VALIDATION_TIMESTEPS))
-            latents = clip["latents"][:, : 2 * self.config.num_chunks]
-            kinds = {"image": latents[:, :1]} | ({"video": latents} if len(latents[0]) > 1 else {})
+            kinds = {"image": clip["latents"][:, :1]}
+            if num_chunks:
+                kinds["video"] = clip["latents"][:, : 2 * num_chunks]
             for name, one in kinds.items():
                 every = one.expand(len(VALIDATION_TIMESTEPS), *one.shape)
                 noise = torch.randn(every.shape, generator=generator)
@@ -290,6 +295,24 @@ def take_transformer(model: RegenTransformer3DModel, init: str, info: dict[str, 
     return sorted({name.rpartition(".")[0] or name for name in set(state) - set(fitting)})
 
 
+def agree_on_latents(path: Path, info: dict[str, Any], accelerator: Accelerator) -> None:
+    """Keep in `path` what made the latents of a run. ValueError where it goes on with others."""
+    ours = {name: info[name] for name in MADE_BY}
+    with accelerator.main_process_first():
+        theirs = json.loads(path.read_text()) if path.is_file() else ours
+        for name, value in ours.items():
+            if theirs[name] != value:
+                raise ValueError(
+                    f"{path.parent} was started with latents of {name} {theirs[name]}, --data has "
+                    f"those of {value}: give the same, or another --output"
+                )
+        if accelerator.is_main_process and not path.is_file():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            temporary = path.with_suffix(".tmp")
+            temporary.write_text(json.dumps(ours, indent=1) + "\n")
+            temporary.replace(path)
+
+
 def start_generator(config: GeneratorConfig, accelerator: Accelerator) -> Run:
     """A new run, or one restored from the newest whole checkpoint below `config.output`."""
     clips = LatentClips(config.data)
@@ -308,6 +331,13 @@ def start_generator(config: GeneratorConfig, accelerator: Accelerator) -> Run:
     )
     batches = LatentBatches(clips, training, null_embeds, batch_config)
     accelerator.print(f"{len(training)} clips to train on, {len(held_out)} to validate on")
+    num_videos = sum(clips.shapes[index][0] > 1 for index in training)
+    num_short = num_videos - sum(clips.num_chunks[index] > 0 for index in training)
+    if num_short:
+        accelerator.print(
+            f"{num_short} of {num_videos} videos are shorter than a chunk of "
+            f"{vae.geometry.chunk_length} frames: they train as images"
+        )
     prompts = list(config.prompts) or [clips.captions[index] for index in held_out[:NUM_PROMPTS]]
     embeds, mask = encoder.encode(prompts) if prompts else (null_embeds[None][:0], None)
     shapes = batches.videos or batches.images
@@ -323,6 +353,7 @@ def start_generator(config: GeneratorConfig, accelerator: Accelerator) -> Run:
         new = take_transformer(model, config.init, clips.info)
         some = ", ".join(new[:20] + ["..."] * (len(new) > 20)) or "nothing"
         accelerator.print(f"start from {config.init}; what starts anew: {some}")
+    agree_on_latents(config.output / "latents.json", clips.info, accelerator)
     objective = GeneratorObjective(model)
     task = GeneratorTask(
         config,

@@ -22,7 +22,8 @@ TEXT_STEP = 8  # texts are filled up to a multiple: few lengths, few compilation
 
 
 class LatentClips:
-    """All clips of some caches, by one index; `shapes` (n, h, w), `captions`, `sources` of each.
+    """All clips of some caches, by one index; of each `shapes` (n, h, w), `captions`, `sources`,
+    and `num_chunks`: whole ones. A last chunk that was filled up is no video: its end stands still.
 
     Raises ValueError where they are none, or were made by different models.
     """
@@ -31,6 +32,7 @@ class LatentClips:
         self._datasets = [LatentDataset(folder) for folder in folders]
         self.info = self._datasets[0].info
         self.shapes: list[tuple[int, int, int]] = []
+        self.num_chunks: list[int] = []
         self.captions: list[str] = []
         self.sources: list[str] = []
         geometry = ChunkGeometry(self.info["temporal_compression_ratio"])
@@ -45,6 +47,7 @@ class LatentClips:
             for row in self._rows(dataset):
                 size = (-(-row["height"] // space), -(-row["width"] // space))
                 self.shapes.append((geometry.num_latent_frames(row["num_frames"]), *size))
+                self.num_chunks.append(row["num_frames"] // geometry.chunk_length)
                 self.captions.append(row["caption"])
                 self.sources.append(row["source"])
         self._ends = list(accumulate(len(dataset) for dataset in self._datasets))
@@ -129,14 +132,14 @@ class LatentBatches:
         config: LatentBatchConfig,
     ) -> None:
         self.clips, self.null_embeds, self.config, self.rank = clips, null_embeds, config, 0
+        self.num_chunks = clips.num_chunks
         self.images: dict[tuple[int, ...], list[int]] = {}
         self.videos: dict[tuple[int, ...], list[int]] = {}
         for index in indices:
-            num_frames, height, width = clips.shapes[index]
+            _, height, width = clips.shapes[index]
             self.images.setdefault((1, height, width), []).append(index)
-            if num_frames > 1:
-                # A last image behind whole chunks is left out.
-                taken = 2 * min(num_frames // 2, config.num_chunks)
+            if clips.num_chunks[index]:
+                taken = 2 * min(clips.num_chunks[index], config.num_chunks)
                 self.videos.setdefault((taken, height, width), []).append(index)
         if not self.images:
             raise ValueError("no latents to train on")
@@ -159,7 +162,11 @@ class LatentBatches:
         latents, texts = [], []
         for index in drawn:
             clip = self.clips[buckets[shape][index]]
-            start = 2 * int(rng.integers((clip["latents"].shape[1] - shape[0]) // 2 + 1))
+            if shape[0] == 1:  # the content of any chunk, also of one that is not whole
+                last = (clip["latents"].shape[1] - 1) // 2
+            else:
+                last = self.num_chunks[buckets[shape][index]] - shape[0] // 2
+            start = 2 * int(rng.integers(last + 1))
             latents.append(clip["latents"][:, start : start + shape[0]])
             is_dropped = rng.random() < config.caption_dropout
             texts.append(self.null_embeds if is_dropped else clip["prompt_embeds"])
