@@ -81,6 +81,13 @@ def main() -> None:
     parser.add_argument("--codecs", nargs="+", default=list(CODECS), choices=list(CODECS))
     options = parser.parse_args()
     model = load_model(options.model)
+    kept = options.output / "model.txt"
+    if kept.exists() and kept.read_text() != f"{options.model}\n":
+        raise SystemExit(
+            f"{options.output} is of {kept.read_text().strip()}: give another --output"
+        )
+    options.output.mkdir(parents=True, exist_ok=True)
+    kept.write_text(f"{options.model}\n")
     space, channels = model.spatial_compression_ratio, model.config["latent_channels"]
     clips = sorted(options.clips.rglob("*.mkv"))
     for name in options.codecs:

@@ -31,7 +31,7 @@ ROOMS: dict[str, set[str]] = {
         *("chunking", "flow", "models", "data", "evaluation", "text", "cache", "pipeline"),
     },
     "codec": {"video", "chunking", "latents", "models", "evaluation"},
-    "reproduction": {"video", "models", "evaluation", "training", "codec"},
+    "reproduction": {"video", "models", "data", "evaluation", "training", "codec"},
     "cli": {
         *("video", "latents", "models", "data", "evaluation", "training", "codec"),
         *("cache", "pipeline", "generation", "reproduction"),

@@ -21,7 +21,8 @@ from regen.evaluation.evaluate import evaluate
 from regen.evaluation.frechet import frechet_distance
 from regen.evaluation.measure import measure
 from regen.evaluation.plots import ticks
-from regen.evaluation.protocols import find_clips
+from regen.evaluation.protocols import find_clips, stem_of
+from regen.evaluation.systems import folder_system
 from regen.evaluation.temporal import (
     colour_error,
     colour_shift,
@@ -83,6 +84,15 @@ def test_seam_ratio_of_known_steps() -> None:
     assert frame_steps(video)[0].tolist() == pytest.approx([12.75, 12.75, 38.25, 12.75, 12.75])
     assert seam_ratio(torch.zeros(1, 3, 6, 4, 4), 3).isnan().all()  # nothing moves
     assert seam_ratio(video, 9).isnan().all()  # no seam
+
+
+def test_a_seam_ratio_without_that_of_the_source_does_not_count() -> None:
+    still = np.repeat(texture(0, 1), 20, axis=0)
+    noisy = np.random.default_rng(0).integers(0, 256, still.shape, dtype=np.uint8)
+    values = measure(still, noisy, 9)
+    assert math.isnan(values["seam_ratio"]) and math.isnan(values["seam_ratio_source"])
+    moving = measure(texture(0, 20), noisy, 9)
+    assert moving["seam_ratio"] > 0 and moving["seam_ratio_source"] > 0
 
 
 def test_flicker_is_of_errors_that_change_in_time() -> None:
@@ -262,6 +272,38 @@ def test_clips_of_several_sets_and_of_a_manifest(clips: Path, tmp_path: Path) ->
     write_clip(tmp_path / "twice" / "a.mp4", texture(0, 2))
     with pytest.raises(ValueError, match="one name"):
         find_clips(config_of(tmp_path, data=(str(tmp_path / "twice"),)))
+
+
+def test_a_manifest_exports_into_the_folder_only(clips: Path, tmp_path: Path) -> None:
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    shutil.copy(clips / "b.mkv", tmp_path / "b.mkv")
+    (tmp_path / "a" / "b" / "list.csv").write_text(f"file\n{clips / 'a.mkv'}\n../../b.mkv\n")
+    exported = tmp_path / "exported"
+    before = set(tmp_path.rglob("*")) | set(clips.rglob("*"))
+    config = {"data": (str(tmp_path / "a" / "b" / "list.csv"),), "export": exported, **SMALL}
+    evaluate(EvaluateConfig(tmp_path / "out", **config))
+    new = (set(tmp_path.rglob("*")) | set(clips.rglob("*"))) - before
+    assert all(
+        path.is_relative_to(exported) or path.is_relative_to(tmp_path / "out") for path in new
+    )
+    assert len(list(exported.rglob("*.mkv"))) == 2
+    results = evaluate(EvaluateConfig(tmp_path / "out", reconstruction=exported, **config))
+    assert results["rows"][0]["sets"]["list"]["mean"]["psnr"] == 100
+    assert stem_of("s3://bucket/films/a.mp4") == "bucket/films/a"
+
+
+def test_linked_folders_are_measured_too(clips: Path, tmp_path: Path) -> None:
+    write_pictures(tmp_path / "real" / "sequence", texture(0, 2))
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "clips").symlink_to(clips, target_is_directory=True)
+    (tmp_path / "data" / "pictures").symlink_to(tmp_path / "real", target_is_directory=True)
+    found, _ = find_clips(config_of(tmp_path / "out", data=(str(tmp_path / "data"),)))
+    inside, _ = find_clips(config_of(tmp_path / "out", data=(str(clips),)))
+    assert [c.name for c in found] == [
+        *(f"clips/{c.name}" for c in inside),
+        "pictures/sequence",
+    ]
+    assert set(folder_system(tmp_path / "data", "x", found).places) >= {c.stem for c in found}
 
 
 # -- the command ----------------------------------------------------------------------------------
@@ -459,6 +501,22 @@ def test_any_callable(clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert results["rows"][1]["compression"]["frames_per_latent_frame"] == 18 / 5
     page = (tmp_path / "out" / "report.html").read_text()
     assert "±" in page and page.count("<svg") == 3  # PSNR and SSIM by steps, PSNR by place
+    for clip in results["rows"][1]["clips"]:  # means over seeds, as all is
+        assert clip["psnr"] == pytest.approx(np.mean(clip["psnr_by_seed"]))
+        assert np.ptp(clip["psnr_by_seed"]) > 0
+    assert np.mean(one["psnr_by_position"]) == pytest.approx(one["mean"]["psnr"], abs=0.05)
+    more = evaluate(
+        EvaluateConfig(
+            tmp_path / "out", (str(clips),), system=systems[:1], **(options | {"seeds": (3,)})
+        )
+    )
+    assert more["rows"][0]["seeds"] == [0]  # nothing is drawn
+    (tmp_path / "my_codecs.py").write_text(f"{MODULE}\n# another version\n")
+    again = evaluate(EvaluateConfig(tmp_path / "out", (str(clips),), system=systems, **options))
+    names = [row["name"] for row in again["rows"]]
+    assert len(set(names)) == 6 and all(name.endswith("]") for name in names)
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert page.count("my_codecs:noisy [") >= 2  # by steps, a line of each version
     for name, message in (("short", "returned"), ("loud", r"in \[-1, 1\]"), ("none", "none")):
         with pytest.raises(ValueError, match=message):
             system = (f"my_codecs:{name}",)
@@ -502,7 +560,11 @@ def test_bad_options_are_one_line(
     assert "at least 1" in fail(*data, "--steps", "0")
     assert "twice" in fail(*data, "--seeds", "1", "1")
     assert "no such file" in fail(*data, "--lpips-weights", "nowhere.pth")
-    assert "no clips" in fail("--data", str(tmp_path), "--model", "tiny-8x8x8")
+    (tmp_path / "none").mkdir()
+    assert "no clips" in fail("--data", str(tmp_path / "none"), "--model", "tiny-8x8x8")
+    assert f"--output {tmp_path} is inside" in fail("--data", str(tmp_path), *data[2:])
+    inside = ("--data", str(tmp_path / "none"), "--export", str(tmp_path / "none" / "x"))
+    assert f"--export {tmp_path / 'none' / 'x'} is inside" in fail(*inside)
     assert "no model nothing" in fail("--data", str(clips), "--model", "nothing")
     assert "MODULE:CALLABLE" in fail("--data", str(clips), "--system", "json")
     assert "--device none" in fail(*data, "--device", "none")

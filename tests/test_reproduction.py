@@ -32,7 +32,7 @@ from regen.reproduction.experiments import (
 from regen.reproduction.measuring import find_clips, over_clips, reconstruct, write_comparison
 from regen.reproduction.peers import PEERS
 from regen.reproduction.tables import Table, paper_cell, spread
-from regen.video import read_prepared
+from regen.video import VideoWriter, read_prepared
 
 TEST = {
     "num_layers": 1,
@@ -95,7 +95,7 @@ def test_figures_of_one_model_train_it_once(folder: Path, tmp_path: Path, monkey
     monkeypatch.setattr(training, "train", fail)
     monkeypatch.setattr(training, "seconds_per_step", fail)
     figure7, figure9 = reproduce("figure7", config), reproduce("figure9", config)
-    assert [row[0] for row in figure7.rows] == ["1", "2", "4", "8", "16"]
+    assert [row[0] for row in figure7.rows] == ["1", "2", "4", "8", "25"]
     assert " to " in figure7.rows[0][1]  # two seeds have a range
     assert [row[0] for row in figure9.rows] == ["1", "4", "8"]
     kept = json.loads((tmp_path / "figure7.json").read_text())
@@ -225,6 +225,42 @@ def test_clips_are_those_of_regen_evaluate(folder: Path, tmp_path: Path) -> None
         for frames, path in zip(seen, found, strict=True)
     )
     assert np.abs(seen[0][3].astype(int) - moving_frames(24, 0)[3][:, 4:68]).max() <= 8  # 4:2:0
+
+
+def test_clips_are_checked_before_anything_trains(
+    folder: Path, tmp_path: Path, monkeypatch
+) -> None:
+    def fail(*_) -> None:
+        raise AssertionError("trained")
+
+    monkeypatch.setattr(training, "train", fail)
+    config = config_of(folder, tmp_path / "out")
+    short = tmp_path / "short"
+    short.mkdir()
+    with pytest.raises(ValueError, match="holds no videos"):
+        reproduce("table1", replace(config, eval_data=short))
+    with VideoWriter(short / "a.mkv", width=64, height=64, frame_rate=24) as writer:
+        for number in range(10):
+            writer.write(np.full((64, 64, 3), 20 * number, np.uint8), number / 24)
+    for name, needed in (("figure9", 18), ("figure13", 17)):
+        with pytest.raises(ValueError, match=rf"a\.mkv has 10 frames, this takes {needed}"):
+            reproduce(name, replace(config, eval_data=short))
+    known = next((folder / "data").glob("*.mkv"))
+    shutil.copy(known, short / "another name.mkv")
+    with pytest.raises(ValueError, match=r"another name.mkv of --eval-data is .*mkv of --data"):
+        reproduce("table1", replace(config, eval_data=short, max_clips=0))
+    with pytest.raises(ValueError, match="--eval-size is a multiple of 32"):
+        reproduce("table4", replace(config, eval_size=100))
+
+
+def test_davis_as_it_is_published_is_measured(folder: Path, tmp_path: Path) -> None:
+    for part in ("JPEGImages", "Annotations"):
+        sequence = tmp_path / part / "Full-Resolution" / "dog"
+        sequence.mkdir(parents=True)
+        Image.new("RGB", (64, 64)).save(sequence / "00000.jpg")
+    config = config_of(folder, tmp_path / "out", eval_frames=1)
+    found = find_clips(replace(config, eval_data=tmp_path))
+    assert found == [tmp_path / "JPEGImages" / "Full-Resolution" / "dog"]
 
 
 def test_the_picture_has_clips_and_sizes_as_rows(folder: Path, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
-from logging import CRITICAL
+from logging import CRITICAL, getLogger
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
@@ -124,19 +124,19 @@ def _default_folder() -> Path:
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
     """Within this context transformers loads without bars and remarks: errors are raised."""
-    from huggingface_hub.utils import logging as hub_logging
     from transformers.utils import logging
 
+    hub = getLogger("huggingface_hub")
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    hub_verbosity = hub_logging.get_verbosity()
+    hub_level = hub.level
     logging.set_verbosity(CRITICAL)
     logging.disable_progress_bar()
-    hub_logging.set_verbosity(CRITICAL)
+    hub.setLevel(CRITICAL)
     try:
         yield
     finally:
         logging.set_verbosity(verbosity)
-        hub_logging.set_verbosity(hub_verbosity)
+        hub.setLevel(hub_level)
         if bars:
             logging.enable_progress_bar()
 
