@@ -6,7 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from regen.evaluation.diffusers_systems import VIDEO_AUTOENCODERS, diffusers_system
+from regen.evaluation.diffusers_systems import (
+    DIFFUSION_DECODER,
+    VIDEO_AUTOENCODERS,
+    diffusers_system,
+)
 from regen.evaluation.systems import NeuralSystem
 from regen.video import frames_to_video, video_to_frames
 
@@ -133,7 +137,55 @@ def own_forward(system: NeuralSystem, video: torch.Tensor) -> torch.Tensor:
     return model(video, **options).sample
 
 
-@pytest.mark.parametrize("class_name", VIDEO_AUTOENCODERS)
+CLASSES = sorted(set(VIDEO_AUTOENCODERS) - {DIFFUSION_DECODER})
+
+
+def make_diffusion_decoded(folder: Path) -> str:
+    """A tiny diffusion decoder of LTX-2 and its autoencoder: what --diffusers takes."""
+    diffusers = pytest.importorskip("diffusers")
+    if not hasattr(diffusers, DIFFUSION_DECODER):
+        pytest.skip(f"diffusers {diffusers.__version__} has no {DIFFUSION_DECODER}")
+    make_tiny("AutoencoderKLLTX2Video", folder / "vae")
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        getattr(diffusers, DIFFUSION_DECODER)(
+            latent_channels=8,
+            decoder_head_dim=8,
+            decoder_stage_channels=(64, 32, 16, 16, 8),
+            decoder_stage_depths=(1,) * 5,
+            decoder_stage_kernels=((3, 3, 3),) * 4,
+            decoder_stage5_kernel=(3, 3, 3),
+            decoder_t_emb_dim=16,
+        ).save_pretrained(folder / "decoder")
+    return f"{DIFFUSION_DECODER}:{folder / 'decoder'}:{folder / 'vae'}"
+
+
+def test_the_diffusion_decoder_of_ltx2_has_steps_and_seeds(tmp_path: Path) -> None:
+    spec = make_diffusion_decoded(tmp_path)
+    system = diffusers_system(spec, "cpu", torch.float32)
+    assert system.is_generative and system.about["nominal"] == [8, 32]
+    frames = noise(9, 96, 96)
+    result = system.reconstruct(None, frames, 2, 0)
+    video = frames_to_video(frames)[None]
+    with torch.no_grad():
+        latents = system.model.vae.encode(video).latent_dist.mode()
+        generator = torch.Generator().manual_seed(0)
+        theirs = system.model.decoder.decode(
+            latents, generator=generator, num_inference_steps=2
+        ).sample
+    assert result.latent_shape == tuple(latents.shape[1:])
+    difference = result.frames.astype(int) - video_to_frames(theirs[0].clamp(-1, 1))
+    assert np.abs(difference).max() <= 1
+    for steps, seed in ((1, 0), (2, 1)):
+        other = system.reconstruct(None, frames, steps, seed).frames
+        assert not np.array_equal(other, result.frames)
+    small = noise(6, 30, 34)
+    assert system.reconstruct(None, small, 1, 0).frames.shape == small.shape
+    with pytest.raises(ValueError, match="FOLDER:FOLDER"):
+        diffusers_system(spec.rpartition(":")[0], "cpu", torch.float32)
+
+
+@pytest.mark.parametrize("class_name", CLASSES)
 def test_a_class_gives_what_its_own_forward_gives(class_name: str, tmp_path: Path) -> None:
     make_tiny(class_name, tmp_path)
     system = load(class_name, tmp_path)
@@ -149,7 +201,7 @@ def test_a_class_gives_what_its_own_forward_gives(class_name: str, tmp_path: Pat
     assert result.latent_shape[1:] == (num_latent_frames, side // space, side // space)
 
 
-@pytest.mark.parametrize("class_name", sorted(set(VIDEO_AUTOENCODERS) - {"AutoencoderKLAllegro"}))
+@pytest.mark.parametrize("class_name", sorted(set(CLASSES) - {"AutoencoderKLAllegro"}))
 def test_any_length_and_size_come_back(class_name: str, tmp_path: Path) -> None:
     """Also one frame, numbers of frames between the rule's, and sides that are no multiples."""
     make_tiny(class_name, tmp_path)

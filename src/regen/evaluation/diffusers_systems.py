@@ -23,6 +23,8 @@ from safetensors import SafetensorError
 
 from regen.evaluation.systems import NeuralSystem, Size, weights_hash
 
+DIFFUSION_DECODER = "LTX2VideoDiffusionDecoderModel"  # CLASS:FOLDER:FOLDER of the autoencoder
+
 
 @dataclass(frozen=True)
 class Rule:
@@ -97,6 +99,29 @@ def _two_or_more(model: Any, number: int) -> int:
     return _up(max(number, 2 * _space(model)), _space(model))
 
 
+class DiffusionDecoded(torch.nn.Module):
+    """LTX-2's autoencoder with its diffusion decoder in place of its own, as one model."""
+
+    def __init__(self, vae: Any, decoder: Any) -> None:
+        super().__init__()
+        self.vae, self.decoder, self.config = vae, decoder, decoder.config
+        self.temporal_compression_ratio = vae.temporal_compression_ratio
+        self.spatial_compression_ratio = vae.spatial_compression_ratio
+
+    def encode(self, video: torch.Tensor) -> Any:
+        return self.vae.encode(video)
+
+
+def _neighbourhood(axis: int) -> Callable[[Any, int], int]:
+    """LTX-2's diffusion decoder attends within windows that the latents have to hold."""
+
+    def up(model: Any, number: int) -> int:
+        least = model.config.decoder_stage_kernels[0][axis] * _space(model)
+        return _up(max(number, least), _space(model))
+
+    return up
+
+
 _PER_RATIO = _rule(_time, _space)
 _ALLEGRO = Rule(
     _config("temporal_compression_ratio"), _space, _tiles(0), _tiles(1), _tiles(2), True
@@ -133,6 +158,13 @@ VIDEO_AUTOENCODERS: dict[str, Rule] = {
     "AutoencoderKLQwenImage": _rule(lambda model: 4, _space),
     "AutoencoderKLTemporalDecoder": _rule(lambda model: 1, _levels, has_first_frame=False),
     "AutoencoderKLWan": _rule(_config("scale_factor_temporal"), _config("scale_factor_spatial")),
+    DIFFUSION_DECODER: Rule(
+        _time,
+        _space,
+        lambda model, number: _up(number, _time(model), 1),
+        _neighbourhood(1),
+        _neighbourhood(2),
+    ),
     "AutoencoderVidTok": Rule(
         _time,
         _VIDTOK_SPACE,
@@ -146,6 +178,9 @@ VIDEO_AUTOENCODERS: dict[str, Rule] = {
 def diffusers_system(spec: str, device: str, dtype: torch.dtype) -> NeuralSystem:
     """`CLASS:FOLDER`, or `CLASS:FOLDER:tiled` to save memory, which changes what comes out.
 
+    LTX-2's diffusion decoder, which has steps and seeds, is `CLASS:FOLDER:FOLDER`: its own, and
+    that of the autoencoder whose latents it decodes.
+
     Raises ValueError for a class that is none of `VIDEO_AUTOENCODERS` or not in the installed
     diffusers, and for weights that cannot be loaded.
     """
@@ -155,9 +190,20 @@ def diffusers_system(spec: str, device: str, dtype: torch.dtype) -> NeuralSystem
         raise ValueError(
             f"--diffusers {spec}: give CLASS:FOLDER with one of {', '.join(VIDEO_AUTOENCODERS)}"
         )
+    is_generative, vae_folder = class_name == DIFFUSION_DECODER, ""
+    if is_generative:
+        folder, _, vae_folder = folder.partition(":")
+        if not vae_folder:
+            raise ValueError(
+                f"--diffusers {spec}: give {DIFFUSION_DECODER}:FOLDER:FOLDER, the second that of "
+                "the AutoencoderKLLTX2Video whose latents it decodes"
+            )
     model, rule = _load(class_name, Path(folder), dtype).to(device), VIDEO_AUTOENCODERS[class_name]
     if is_tiled or rule.needs_tiling:
         model.enable_tiling()
+    if is_generative:
+        vae = _load("AutoencoderKLLTX2Video", Path(vae_folder), dtype).to(device)
+        model = DiffusionDecoded(vae, model)
     is_pictures = class_name == "AutoencoderKLTemporalDecoder"
 
     def encode(video: torch.Tensor) -> torch.Tensor:
@@ -186,6 +232,10 @@ def diffusers_system(spec: str, device: str, dtype: torch.dtype) -> NeuralSystem
             pictures = rearrange(latents, "b c t h w -> (b t) c h w")
             decoded = model.decode(pictures, num_frames=count).sample
             decoded = rearrange(decoded, "(b t) c h w -> b c t h w", b=len(latents))
+        elif is_generative:
+            decoded = model.decoder.decode(
+                latents, generator=generator, num_inference_steps=steps
+            ).sample
         else:
             decoded = model.decode(latents, **_decoder_options(model, latents))
             decoded = getattr(decoded, "sample", decoded)
@@ -193,7 +243,8 @@ def diffusers_system(spec: str, device: str, dtype: torch.dtype) -> NeuralSystem
                 decoded = decoded.transpose(1, 2)  # its decoder gives [B, T, 3, H, W]
         return decoded[:, :, :num_frames, :height, :width]
 
-    is_tiled = bool(getattr(model, "use_tiling", False))
+    decoder = model.decoder if is_generative else model
+    is_tiled = bool(getattr(decoder, "use_tiling", False))
     about = {
         "kind": "diffusers",
         "class": class_name,
@@ -203,8 +254,10 @@ def diffusers_system(spec: str, device: str, dtype: torch.dtype) -> NeuralSystem
         "tiled": is_tiled,
         "nominal": [rule.time(model), rule.space(model)],
     }
+    if is_generative:
+        about["autoencoder_sha256"] = weights_hash(Path(vae_folder))
     name = f"{class_name} ({Path(folder).resolve().name}{', tiled' if is_tiled else ''})"
-    return NeuralSystem(name, about, model, encode, decode)
+    return NeuralSystem(name, about, model, encode, decode, is_generative)
 
 
 def _latents(encoded: Any) -> torch.Tensor:
