@@ -179,6 +179,9 @@ def test_the_diffusion_decoder_of_ltx2_has_steps_and_seeds(tmp_path: Path) -> No
     for steps, seed in ((1, 0), (2, 1)):
         other = system.reconstruct(None, frames, steps, seed).frames
         assert not np.array_equal(other, result.frames)
+    cost = system.cost(frames, 1)
+    assert cost["decoder_flops"] is None and cost["decoder_latency_s"] > 0
+    assert cost["decoder_parameters"] == sum(p.numel() for p in system.model.decoder.parameters())
     small = noise(6, 30, 34)
     assert system.reconstruct(None, small, 1, 0).frames.shape == small.shape
     with pytest.raises(ValueError, match="FOLDER:FOLDER"):

@@ -257,7 +257,8 @@ def diffusers_system(spec: str, device: str, dtype: torch.dtype) -> NeuralSystem
     if is_generative:
         about["autoencoder_sha256"] = weights_hash(Path(vae_folder))
     name = f"{class_name} ({Path(folder).resolve().name}{', tiled' if is_tiled else ''})"
-    return NeuralSystem(name, about, model, encode, decode, is_generative)
+    uncounted = decoder if is_generative else None  # flex attention
+    return NeuralSystem(name, about, model, encode, decode, is_generative, uncounted=uncounted)
 
 
 def _latents(encoded: Any) -> torch.Tensor:
