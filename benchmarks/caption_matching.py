@@ -20,7 +20,7 @@ same seed gives the same numbers.
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
@@ -31,6 +31,7 @@ from tqdm import tqdm
 from regen.evaluation.sheets import write_samples
 from regen.flow import training_target
 from regen.pipeline import load_pipeline
+from regen.training.generator_config import GeneratorConfig
 from regen.training.latent_batches import LatentClips, pad_texts
 
 
@@ -38,8 +39,11 @@ from regen.training.latent_batches import LatentClips, pad_texts
 class Options:
     model: Annotated[str, tyro.conf.Positional]
     """Folder of the pipeline."""
-    data: Annotated[str, tyro.conf.Positional]
-    """Folder of latents and captions, of the same encoders."""
+    data: Annotated[tuple[str, ...], tyro.conf.Positional]
+    """Folders of latents and captions, of the same encoders."""
+    part: Literal["all", "training", "held_out"] = "all"
+    """Of these folders, where regen train-generator had the same ones with its default options: the
+    sources that it trained on, or those that it held out."""
     output: Path = Path("matching")
     """Folder for the report and the sheet."""
     num_clips: int = 32
@@ -56,9 +60,15 @@ class Options:
 
 def pick(clips: LatentClips, options: Options) -> list[int]:
     """Clips that are long enough, of different captions, and of the shape that most have."""
-    length = 2 * options.num_chunks
-    fitting = [i for i, shape in enumerate(clips.shapes) if shape[0] >= length]
-    fitting = [index for index in fitting if clips.captions[index]]
+    indices = list(range(len(clips)))
+    if options.part != "all":
+        training, _ = clips.hold_out(GeneratorConfig.validation_sources, GeneratorConfig.seed)
+        is_training = options.part == "training"
+        known = set(training)
+        indices = [index for index in indices if (index in known) == is_training]
+    fitting = [
+        i for i in indices if clips.num_chunks[i] >= options.num_chunks and clips.captions[i]
+    ]
     sizes = [clips.shapes[index][1:] for index in fitting]
     fitting = [index for index in fitting if clips.shapes[index][1:] == max(sizes, key=sizes.count)]
     first: dict[str, int] = {}
@@ -137,10 +147,10 @@ def ranks(scores: torch.Tensor) -> np.ndarray:
 def main(options: Options) -> None:
     pipeline = load_pipeline(options.model)
     pipeline.set_progress_bar_config(disable=True)
-    clips = LatentClips([options.data])
+    clips = LatentClips(options.data)
     picked = pick(clips, options)
     if len(picked) < 2:
-        raise SystemExit(f"{options.data} has no two captioned clips of that length")
+        raise SystemExit(f"{' '.join(options.data)} has no two captioned clips of that length")
     chunk_length = pipeline.vae.geometry.chunk_length
     space = pipeline.vae.spatial_compression_ratio
     num_frames = options.num_chunks * chunk_length
@@ -158,6 +168,7 @@ def main(options: Options) -> None:
     report = {
         "model": options.model,
         "data": options.data,
+        "part": options.part,
         "clips": len(picked),
         "frames": num_frames,
         "chance_first": 1 / len(picked),
