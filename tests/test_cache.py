@@ -4,9 +4,9 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
+from test_data import written_by_another
 from torch.utils.data import DataLoader
 
 from regen.cache import building
@@ -256,7 +256,7 @@ def test_without_ray_a_line_says_so(
     monkeypatch.setitem(__import__("sys").modules, "ray", None)
     with pytest.raises(ValueError, match=r"regen-video\[cache\].*--num-workers 0"):
         build_cache([str(world)], tmp_path / "latents", replace(options, num_workers=1))
-    assert np.all([path.suffix != ".safetensors" for path in (tmp_path / "latents").iterdir()])
+    assert not (tmp_path / "latents").exists()
 
 
 @pytest.mark.parametrize(
@@ -274,4 +274,14 @@ def test_a_cluster_that_does_not_answer_is_one_line(
     pytest.importorskip("ray", reason="the extra cache is not installed")
     options = replace(options, address=address, num_workers=num_workers)
     with pytest.raises(ValueError, match=message):
+        build_cache([str(world)], tmp_path / "latents", options)
+
+
+def test_two_caches_are_not_written_to_one_folder(
+    world: Path, options: CacheOptions, tmp_path: Path
+) -> None:
+    with (
+        written_by_another(tmp_path / "latents"),
+        pytest.raises(ValueError, match="another process"),
+    ):
         build_cache([str(world)], tmp_path / "latents", options)

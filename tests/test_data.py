@@ -7,6 +7,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
 
@@ -23,7 +25,7 @@ from regen.data.buckets import image_shapes, nearest_shape, video_shapes
 from regen.data.clips import Clip, exclude_sources, fair_shares, hold_out, prepare_clips
 from regen.data.finding import find_items
 from regen.data.items import Item
-from regen.data.places import only_writer
+from regen.data.places import check_outside, only_writer
 from regen.data.processes import forking
 from regen.video import VIDEO_SUFFIXES, VideoWriter
 
@@ -649,25 +651,59 @@ def test_a_failed_write_leaves_nothing(folder: Path, tmp_path: Path, monkeypatch
     assert not list((tmp_path / "cache").iterdir())
 
 
-def test_a_folder_has_one_writer_even_where_forked_ones_outlive_it(tmp_path: Path) -> None:
+# --- who writes to a folder ---
+
+
+@contextmanager
+def written_by_another(folder: Path) -> Iterator[tuple[subprocess.Popen[str], int]]:
+    """Another process holds `folder`, which has forked a third; the other's handle, its child."""
     script = (
         "import os, sys, time; from pathlib import Path\n"
         "from regen.data.places import only_writer\n"
         "with only_writer(Path(sys.argv[1])):\n"
         "    child = os.fork()\n"
         "    if child: print(child, flush=True)\n"
-        "    time.sleep(60)\n"
+        "    time.sleep(600)\n"
     )
-    command = [sys.executable, "-c", script, str(tmp_path / "out")]
+    command = [sys.executable, "-c", script, str(folder)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as other:
         assert other.stdout is not None
         child = int(other.stdout.readline())
-        with (
-            pytest.raises(ValueError, match="another process writes to"),
-            only_writer(tmp_path / "out"),
-        ):
+        try:
+            yield other, child
+        finally:
+            other.kill()
+            os.kill(child, signal.SIGKILL)
+
+
+def test_a_folder_has_one_writer_even_where_forked_ones_outlive_it(tmp_path: Path) -> None:
+    folder = tmp_path / "out"
+    with written_by_another(folder) as (other, child):
+        with pytest.raises(ValueError, match="another process writes to"), only_writer(folder):
             pass
         other.kill()
         other.wait()
-        with only_writer(tmp_path / "out"):
-            os.kill(child, signal.SIGKILL)
+        with only_writer(folder):
+            os.kill(child, 0)  # it lives
+
+
+def test_a_folder_that_nothing_was_written_to_is_as_it_was(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no"), only_writer(tmp_path / "new"):
+        raise ValueError("no")
+    assert not (tmp_path / "new").exists()
+    (tmp_path / "old").mkdir()
+    with only_writer(tmp_path / "old"):
+        pass
+    assert list((tmp_path / "old").iterdir()) == []
+    with only_writer(tmp_path / "old"):
+        (tmp_path / "old" / "file").touch()
+    assert len(list((tmp_path / "old").iterdir())) == 2
+
+
+def test_what_is_written_is_outside_of_what_is_read(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    for folder in (tmp_path / "data", tmp_path / "data" / "run"):
+        with pytest.raises(ValueError, match=f"--output {folder} is inside"):
+            check_outside("--output", folder, tmp_path / "data")
+    for data in (tmp_path / "data", tmp_path / "missing", "s3://bucket/data"):
+        check_outside("--output", tmp_path / "datas", data)

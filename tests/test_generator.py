@@ -279,6 +279,10 @@ def test_the_model_is_a_pipeline_and_sheets_are_pictures(cache: Path, tmp_path: 
     assert video.shape == (1, 18, 32, 32, 3)
     train_generator(config)  # done: writes the model again
     assert not list(config.output.glob(".model*"))
+    made_by = json.loads((config.output / "latents.json").read_text())
+    (config.output / "latents.json").write_text(json.dumps(made_by | {"encoder_id": "other"}))
+    with pytest.raises(ValueError, match="started with latents of encoder_id other"):
+        train_generator(config)
 
 
 def test_it_starts_from_another_model(cache: Path, tmp_path: Path, capfd) -> None:

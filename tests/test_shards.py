@@ -20,6 +20,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from test_data import written_by_another
 
 from regen.cli import main
 from regen.data import places, sharding
@@ -492,3 +493,8 @@ def test_a_stop_ends_the_worker_processes(tmp_path: Path, number: signal.Signals
     if number == signal.SIGINT:
         assert errors.splitlines()[-1] == "regen: interrupted" and "Traceback" not in errors
     assert not multiprocessing.active_children()
+
+
+def test_two_commands_do_not_write_to_one_folder(folder: Path, tmp_path: Path) -> None:
+    with written_by_another(tmp_path / "out"), pytest.raises(ValueError, match="another process"):
+        write_shards([str(folder)], tmp_path / "out", 10**6)

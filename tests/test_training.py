@@ -20,6 +20,7 @@ from accelerate.state import AcceleratorState
 from PIL import Image
 from safetensors.torch import load_file
 from small_train import TEST_PRESET
+from test_data import written_by_another
 
 from regen.data.batches import BatchConfig, PictureBatches, TrainingBatches, to_float
 from regen.data.clips import prepare_clips
@@ -386,7 +387,9 @@ def test_bad_files_are_counted_and_too_many_stop(tmp_path: Path, capfd) -> None:
         train(strict)
 
 
-def test_a_loss_that_is_not_finite_stops_before_the_weights(data: Path, tmp_path: Path) -> None:
+def test_a_loss_that_is_not_finite_stops_before_the_weights(
+    data: Path, tmp_path: Path, capfd: pytest.CaptureFixture
+) -> None:
     config = config_of(data, tmp_path / "run", steps=3, checkpoint_every=1)
     runs = []
     train_step = loop.train_step
@@ -408,8 +411,10 @@ def test_a_loss_that_is_not_finite_stops_before_the_weights(data: Path, tmp_path
     assert list(state_of(config.output, 1))  # intact
     weights = runs[0].model.dit.patch_embed.weight
     assert torch.isfinite(weights).all()
+    capfd.readouterr()
     train(replace(config, learning_rate=config.learning_rate / 2))
     assert (config.output / "model" / "config.json").exists()
+    assert f"started with {config.learning_rate:g}" in capfd.readouterr().out
 
 
 # --- the data that a run sees ---
@@ -831,3 +836,15 @@ def test_the_exported_model(data: Path, tmp_path: Path) -> None:
     assert every.mean(dim=(0, 3, 4)).abs().max() < 0.4
     assert (every.std(dim=(0, 3, 4)) - 1).abs().max() < 0.4
     assert not torch.equal(model.latents_mean[:, 0], model.latents_mean[:, 1])
+
+
+def test_two_trainings_do_not_write_to_one_folder(data: Path, tmp_path: Path) -> None:
+    config = config_of(data, tmp_path / "run", steps=1)
+    with written_by_another(config.output), pytest.raises(ValueError, match="another process"):
+        train(config)
+
+
+def test_a_run_in_its_data_is_refused(data: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"--output .* is inside"):
+        train(replace(config_of(data, tmp_path), output=data / "run"))
+    assert not (data / "run").exists()

@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from logging import CRITICAL
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -128,8 +129,8 @@ class RegenTextToVideoPipeline(DiffusionPipeline):
             raise ValueError("image and video exclude each other: give one of them")
         text = self.encode_prompt(prompt, prompt_embeds, prompt_attention_mask, "prompt")
         batch_size = len(text[0]) * num_videos_per_prompt
-        generators = generator if isinstance(generator, list) else [generator or torch.Generator()]
-        if not all(isinstance(one, torch.Generator) for one in generators):
+        generators = generator if isinstance(generator, list) else [generator]
+        if generator is not None and not all(isinstance(g, torch.Generator) for g in generators):
             raise ValueError(f"generator is a torch.Generator or a list of them, got {generator!r}")
         if isinstance(generator, list) and len(generator) != batch_size:
             raise ValueError(f"{len(generator)} generators for {batch_size} videos: one for each")
@@ -338,8 +339,7 @@ class RegenTextToVideoPipeline(DiffusionPipeline):
     def _check_options(
         self, guidance_scale: float, output_type: str, tensor_inputs: Sequence[str]
     ) -> None:
-        is_number = isinstance(guidance_scale, int | float)
-        if not is_number or not 0 <= guidance_scale < float("inf"):
+        if not isinstance(guidance_scale, Real) or not 0 <= guidance_scale < float("inf"):
             raise ValueError(f"guidance_scale is a number, at least 0, got {guidance_scale!r}")
         if output_type not in OUTPUT_TYPES:
             raise ValueError(

@@ -89,8 +89,9 @@ def build_cache(data: Sequence[str], output: str | Path, options: CacheOptions) 
     output = Path(output)
     if output.is_file():
         raise ValueError(f"{output} is a file; expected a folder for the cache")
+    items = find_items(data, output)
     with places.only_writer(output):
-        return _build_cache(find_items(data, output), output, options)
+        return _build_cache(items, output, options)
 
 
 def _build_cache(items: list[Item], output: Path, options: CacheOptions) -> CacheReport:
@@ -321,7 +322,7 @@ def _check_address(address: str) -> None:
     if not host:
         return  # "auto": Ray looks on this machine
     try:
-        socket.create_connection((host, int(port)), timeout=CONNECT_S).close()
+        socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_S).close()
     except (OSError, ValueError) as error:
         raise _no_cluster(address, error) from None
 

@@ -5,8 +5,8 @@ File systems are opened anew in each process: those of fsspec must not cross a f
 
 import fcntl
 import io
+import sys
 import time
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,16 +20,30 @@ def is_url(place: str) -> bool:
     return "://" in place
 
 
+def check_outside(option: str, folder: Path, data: str | Path) -> None:
+    """ValueError where `folder`, given as `option`, is inside the local folder `data`.
+
+    What is written there would be found as data the next time.
+    """
+    if Path(data).is_dir() and folder.resolve().is_relative_to(Path(data).resolve()):
+        raise ValueError(
+            f"{option} {folder} is inside {data}, all of which is read: what is written would be "
+            "read too; give a folder outside"
+        )
+
+
 @contextmanager
 def only_writer(folder: Path) -> Iterator[None]:
     """Make `folder` and hold it while it is written to; ValueError where another process does.
 
-    Its `.lock` stays behind, and holds nothing once the process has ended, however it did. A lock
-    of POSIX: other than flock's, which filelock has, it is not of forked processes too, which may
-    outlive this one for seconds.
+    Its `.lock` stays beside what is written, and holds nothing once the process has ended, however
+    it did. A lock of POSIX: other than flock's, which filelock has, it is not of forked processes
+    too, which may outlive this one for seconds.
     """
+    is_new = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("w") as file:
+    path = folder / ".lock"
+    with path.open("w") as file:
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except (BlockingIOError, PermissionError):
@@ -38,10 +52,15 @@ def only_writer(folder: Path) -> Iterator[None]:
                 "folder"
             ) from None
         except OSError as error:
-            warnings.warn(
-                f"{folder} cannot be locked ({error}): write from one process", stacklevel=2
-            )
-        yield
+            said = f"{folder} cannot be locked ({error}): write to it from one process only"
+            print(said, file=sys.stderr)
+        try:
+            yield
+        finally:
+            if folder.is_dir() and list(folder.iterdir()) == [path]:  # nothing was written
+                path.unlink()
+                if is_new:
+                    folder.rmdir()
 
 
 def _file_system(url: str) -> tuple[Any, str]:

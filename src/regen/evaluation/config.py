@@ -4,6 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from regen.data.places import check_outside
+
 Storage = Literal["float32", "bfloat16", "int8"]
 Benchmark = Literal["davis2019", "mcl-jcv"]
 
@@ -77,19 +79,10 @@ class EvaluateConfig:
             raise ValueError(f"--fvd-frames is at least 10, which I3D needs, got {self.fvd_frames}")
         if bool(self.data) == bool(self.reference):
             raise ValueError("give --data or --reference: the clips that are measured on")
-        measured = [Path(one) for one in (*self.data, self.reference) if one is not None]
-        for one in measured:
-            for name in ("output", "export"):
-                folder = getattr(self, name)
-                if (
-                    one.is_dir()
-                    and folder is not None
-                    and (folder.resolve().is_relative_to(one.resolve()))
-                ):
-                    raise ValueError(
-                        f"--{name} {folder} is inside {one}, whose clips are measured: what is "
-                        "written would be measured too; give a folder outside"
-                    )
+        for one in (*self.data, *((self.reference,) if self.reference else ())):
+            check_outside("--output", self.output, one)
+            if self.export:
+                check_outside("--export", self.export, one)
         if self.benchmark and len(self.data) != 1:
             raise ValueError(f"--benchmark {self.benchmark} takes one folder, --data FOLDER")
         if self.reconstruction_name and not self.reconstruction:

@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
+from regen.data.places import check_outside
 from regen.models.presets import MAGVIT_PRESETS, PRESETS
 
 # Options that may change between the start of a run and its resumption.
@@ -180,13 +181,8 @@ class TrainConfig(RunConfig):
                 if side % 32 or side < 32:
                     raise ValueError(f"--{name} is a multiple of 32, got {side}")
         super().check()
-        output = self.output.resolve()
-        for folder in self.data:
-            if Path(folder).is_dir() and output.is_relative_to(Path(folder).resolve()):
-                raise ValueError(
-                    f"--output {self.output} is inside --data {folder}, which is searched to the "
-                    "bottom: its sheets would train too; give a folder outside"
-                )
+        for folder in self.data:  # a run's sheets are pictures
+            check_outside("--output", self.output, folder)
         stages = ("picture_steps", "temporal_steps", "temporal_chunks")
         batches = ("video_batch_size", "image_batch_size", "num_targets")
         for name in (*stages, *batches):
@@ -240,6 +236,14 @@ def check_run_config(path: Path, config: RunConfig, num_processes: int = 1) -> N
                 f"{path.parent} was started with {name} = {old}, now it is {value}: "
                 "give the same options to go on, or another --output to start anew"
             )
+
+
+def changed_rate(path: Path, config: RunConfig) -> str:
+    """What to say where a run goes on with another learning rate than it was started with."""
+    before = json.loads(path.read_text())["learning_rate"] if path.exists() else None
+    if before in (None, config.learning_rate):
+        return ""
+    return f"the learning rate is {config.learning_rate:g}, the run was started with {before:g}"
 
 
 def write_run_config(path: Path, config: RunConfig, num_processes: int = 1) -> None:

@@ -23,7 +23,10 @@ TEXT_STEP = 8  # texts are filled up to a multiple: few lengths, few compilation
 
 class LatentClips:
     """All clips of some caches, by one index; of each `shapes` (n, h, w), `captions`, `sources`,
-    and `num_chunks`: whole ones. A last chunk that was filled up is no video: its end stands still.
+    and `num_chunks`: whole ones.
+
+    Choice: a last chunk that was filled up trains the text-to-video model as an image, not as a
+    video. Its end stands still.
 
     Raises ValueError where they are none, or were made by different models.
     """

@@ -18,7 +18,7 @@ from tqdm import tqdm
 from regen.data.places import only_writer
 from regen.training.averages import averaged_weights, gather_averages
 from regen.training.checkpoint import latest_checkpoint, save_checkpoint
-from regen.training.config import RunConfig, check_run_config, write_run_config
+from regen.training.config import RunConfig, changed_rate, check_run_config, write_run_config
 from regen.training.loading import TimedLoader
 from regen.training.optimizer import learning_rate_factor
 from regen.training.parallel import anywhere, everywhere, make_accelerator, mean, whole
@@ -52,6 +52,8 @@ def run_training(config: RunConfig, start: Callable[[Accelerator], Run]) -> None
 def _run_training(
     config: RunConfig, accelerator: Accelerator, start: Callable[[Accelerator], Run]
 ) -> None:
+    if said := changed_rate(config.output / "config.json", config):
+        accelerator.print(said)
     run = start(accelerator)
     if accelerator.is_main_process:
         write_run_config(config.output / "config.json", config, accelerator.num_processes)
