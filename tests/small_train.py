@@ -101,11 +101,14 @@ def serve() -> None:
 
 def run_all(path: Path) -> None:
     """Run the command of each line of a file, in one group of processes."""
+    destroy = PartialState.destroy_process_group
     PartialState.destroy_process_group = lambda self, group=None: None
     for line in path.read_text().splitlines():
         sys.argv = ["regen", *shlex.split(line)]
         main()
         AcceleratorState._reset_state()
+    # As a run alone does at its end: threads of a group that is left can abort the exit.
+    destroy(PartialState())
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from regen.models.loading import load_model
 from regen.models.motion import (
     displacement,
     estimate_motion,
@@ -12,7 +13,7 @@ from regen.models.motion import (
     unpack_terms,
     warp,
 )
-from regen.models.shortcut import MotionShortcut
+from regen.models.shortcut import LinearDecoder, MotionShortcut
 
 
 def smooth_picture(size: int, seed: int = 0) -> torch.Tensor:
@@ -27,7 +28,7 @@ def moved(
     """9 frames `[1, 3, 9, H, W]`: `way` pixels (x, y) to the last frame, `bow` at half time."""
     basis = motion_basis(torch.arange(9.0), 8)  # [9, 2]
     pixels = basis @ torch.tensor([way, bow])  # [9, 2]
-    field = pixels[None, :, :, None, None].expand(-1, -1, -1, *picture.shape[-2:])
+    field = pixels.T[None, :, :, None, None].expand(-1, -1, -1, *picture.shape[-2:])
     return warp(picture, field)
 
 
@@ -39,18 +40,16 @@ def test_no_motion_is_the_picture_itself() -> None:
     )
 
 
-def test_the_grid_s_layout_in_memory_changes_no_bit() -> None:
-    """`warp` keeps x and y as planes, for speed; each frame by itself, in pairs, is the same."""
-    picture = smooth_picture(48)
-    field = 3 * torch.randn(1, 2, 2, 48, 48, generator=torch.Generator().manual_seed(0))
-    places = torch.arange(48) + 0.5
+def test_warp_is_grid_sample_of_each_frame() -> None:
+    """It samples all frames at once, from one grid whose x and y are planes, for speed."""
+    picture = smooth_picture(48)[..., :40]
+    field = 3 * torch.randn(1, 2, 3, 48, 40, generator=torch.Generator().manual_seed(0))
     for frame, seen in enumerate(warp(picture, field).unbind(2)):
-        x = (field[:, frame, 0] + places) * (2 / 48) - 1
-        y = (field[:, frame, 1] + places[:, None]) * (2 / 48) - 1
+        x = (field[:, 0, frame] + torch.arange(40) + 0.5) * (2 / 40) - 1
+        y = (field[:, 1, frame] + torch.arange(48)[:, None] + 0.5) * (2 / 48) - 1
         grid = torch.stack([x, y], dim=-1)
-        assert torch.equal(
-            seen, F.grid_sample(picture, grid, padding_mode="border", align_corners=False)
-        )
+        expected = F.grid_sample(picture, grid, padding_mode="border", align_corners=False)
+        assert torch.allclose(seen, expected, atol=2e-5)
 
 
 def test_whole_pixels_are_a_shift() -> None:
@@ -179,3 +178,41 @@ def test_a_shake_is_found(size: tuple[int, int]) -> None:
         seen = warp(picture, displacement(motion, times, 32, grid=grid)[..., : size[0], : size[1]])
         errors.append((seen - chunk)[..., 8:-8, 8:-8].square().mean().item())
     assert errors[1] < 0.1 * errors[0], errors
+
+
+@pytest.mark.parametrize("name", ["tiny-8x8x8", "tiny-8x8x32"])
+def test_under_autocast_only_the_networks_are_rounded(name: str) -> None:
+    """Where they add nothing, what is searched, warped and coded is the same to the bit."""
+    shortcut = load_model(name).shortcut
+    networks = [shortcut.picture.encoder, shortcut.picture.decoder]
+    if shortcut.temporal is not None:
+        networks += [shortcut.temporal.encoder, shortcut.temporal.decoder]
+    types = {}
+
+    def note(module: torch.nn.Module, _: object, output: torch.Tensor) -> None:
+        types[module] = output.dtype
+
+    for network in networks:
+        network.register_forward_hook(note)
+        torch.nn.init.zeros_(network.conv_out.weight)
+        torch.nn.init.zeros_(network.conv_out.bias)
+    chunk = moved(smooth_picture(64), (5.0, -3.0), (0.0, 0.0))
+    times = torch.tensor([[0.0, 2.5, 8.0]])
+    latents = shortcut.encode(chunk)
+    video = shortcut(latents, times)
+    assert [types[network] for network in networks] == [torch.float32] * len(networks)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(shortcut.encode(chunk), latents)
+        assert torch.equal(shortcut(latents, times), video)
+    assert [types[network] for network in networks] == [torch.bfloat16] * len(networks)
+
+
+def test_the_linear_decoder_is_a_convolution_to_cosines_in_time() -> None:
+    torch.manual_seed(0)
+    decoder = LinearDecoder(12, ratio=8, num_cosines=9)
+    codes, times = torch.randn(2, 12, 3, 5), torch.tensor([[0.0, 3.5], [8.0, -1.0]])
+    planes = decoder.synthesis(F.pad(codes, (1, 1, 1, 1), mode="replicate"))
+    planes = planes.unflatten(1, (9, 3, 8, 8))  # [B, J, c, y, x, h, w]
+    basis = torch.cos(torch.pi * torch.arange(9) * times[..., None] / 8)
+    expected = torch.einsum("bfj,bjcyxhw->bcfhywx", basis, planes).reshape(2, 3, 2, 24, 40)
+    assert torch.allclose(decoder(codes, times), expected, atol=1e-5)

@@ -643,7 +643,7 @@ def moving_chunks() -> list[torch.Tensor]:
     for index in range(9):
         picture = (coarse + drift * index).flatten(0, 1)
         picture = torch.nn.functional.interpolate(picture, (96, 96), mode="bicubic")
-        field = (index * steps).flatten(0, 1)[:, None, :, None, None].expand(-1, 1, -1, 96, 96)
+        field = (index * steps).flatten(0, 1)[..., None, None, None].expand(-1, -1, 1, 96, 96)
         frames.append(warp(picture, field)[:, :, 0, 32:64, 32:64].unflatten(0, (4, 8)))
     return list((255 * torch.stack(frames, dim=3)).round().clamp(0, 255).to(torch.uint8))
 

@@ -13,6 +13,7 @@ the networks learn the rest.
 import math
 
 import torch
+import torch.nn.functional as F
 from einops import rearrange
 from torch import nn
 
@@ -25,7 +26,14 @@ from regen.models.motion import (
     unpack_terms,
     warp,
 )
-from regen.models.picture import PATCH, PictureCodec, convolve, repeat_edges, to_patches
+from regen.models.picture import (
+    PATCH,
+    PictureCodec,
+    convolve,
+    in_float32,
+    repeat_edges,
+    to_patches,
+)
 from regen.models.temporal import TemporalCodec
 
 RESIDUAL_CHANNELS = 1
@@ -87,27 +95,28 @@ class MotionShortcut(nn.Module):
     def encode(self, chunk: torch.Tensor) -> torch.Tensor:
         """`[B, 3, n, H, W]` in [-1, 1], n from 1 to k + 1 -> raw latents `[B, 8, 1 or 2, h, w]`."""
         dtype, chunk = chunk.dtype, chunk.float()
-        with torch.autocast(chunk.device.type, enabled=False):
-            codes = self.picture.encode(chunk[:, :, 0])
-            num_content = codes.shape[1] - self.num_details
-            content, details = codes[:, :num_content], codes[:, num_content:]
-            if chunk.shape[2] == 1:
-                return content[:, :, None].to(dtype)
-            picture, motion, seen = self.warped(chunk, codes)
-            later = stretch(chunk, self.ratio + 1)[:, :, 1:]
-            if self.temporal is None:
-                assert self.residual is not None
+        codes = self.picture.encode(chunk[:, :, 0])
+        num_content = codes.shape[1] - self.num_details
+        content, details = codes[:, :num_content], codes[:, num_content:]
+        if chunk.shape[2] == 1:
+            return content[:, :, None].to(dtype)
+        picture, motion, seen = self.warped(chunk, codes)
+        later = stretch(chunk, self.ratio + 1)[:, :, 1:]
+        if self.temporal is None:
+            assert self.residual is not None
+            with in_float32(chunk):
                 left = convolve(self.residual, to_patches(later - seen))
-            else:
+        else:
+            with in_float32(chunk):
                 given = (
                     self.temporal.coefficients(later),
                     self.temporal.coefficients(seen),
                     self.temporal.picture_coefficients(picture),
                 )
-                conditions = torch.cat([content, motion], dim=1)
-                left = self.temporal.refine(self.temporal.encode(*given), conditions, *given)
-            moving = torch.cat([motion, details, left], dim=1)
-            return torch.stack([content, moving], dim=2).to(dtype)
+            conditions = torch.cat([content, motion], dim=1)
+            left = self.temporal.refine(self.temporal.encode(*given), conditions, *given)
+        moving = torch.cat([motion, details, left], dim=1)
+        return torch.stack([content, moving], dim=2).to(dtype)
 
     def warped(
         self, chunk: torch.Tensor, codes: torch.Tensor
@@ -115,11 +124,13 @@ class MotionShortcut(nn.Module):
         """Of `chunk` `[B, 3, n, H, W]`: frame 0 as its `codes` draw it, its motion latent
         `[B, 4, h, w]`, and frames 1 to k as both draw them."""
         picture = self.picture.decode(codes)
-        pixels = PATCH * estimate_motion(picture, chunk, self.grid)
-        motion = torch.asinh(pixels / MOTION_UNIT).clamp(-MAX_MOTION, MAX_MOTION)
-        if self.grid > 1:
-            motion = pack_terms(motion, (picture.shape[-2] // PATCH, picture.shape[-1] // PATCH))
-        return picture, motion, self._warp(picture, motion, self._later_times(chunk))
+        with in_float32(chunk):
+            pixels = PATCH * estimate_motion(picture, chunk, self.grid)
+            motion = torch.asinh(pixels / MOTION_UNIT).clamp(-MAX_MOTION, MAX_MOTION)
+            if self.grid > 1:
+                size = picture.shape[-2] // PATCH, picture.shape[-1] // PATCH
+                motion = pack_terms(motion, size)
+            return picture, motion, self._warp(picture, motion, self._later_times(chunk))
 
     def codes(self, latents: torch.Tensor) -> torch.Tensor:
         """All codes, that is all but the motion: `[B, 8, 2, h, w]` -> `[B, 12, h, w]`."""
@@ -136,19 +147,18 @@ class MotionShortcut(nn.Module):
         latents = latents.float()
         content, motion = latents[:, :, 0], latents[:, :MOTION_CHANNELS, 1]
         left = latents[:, MOTION_CHANNELS + self.num_details :, 1]
-        with torch.autocast(latents.device.type, enabled=False):
-            details = latents[:, MOTION_CHANNELS : MOTION_CHANNELS + self.num_details, 1]
-            picture = self.picture.decode(torch.cat([content, details], dim=1))
+        details = latents[:, MOTION_CHANNELS : MOTION_CHANNELS + self.num_details, 1]
+        picture = self.picture.decode(torch.cat([content, details], dim=1))
+        with in_float32(latents):
             seen = self._warp(picture, motion, frame_times)
             if self.temporal is None or is_image:
                 return seen
-            every = self._warp(picture, motion, self._later_times(latents))
-            added = self.temporal.decode(
-                left,
-                torch.cat([content, motion], dim=1),
-                self.temporal.coefficients(every),
+            given = (
+                self.temporal.coefficients(self._warp(picture, motion, self._later_times(latents))),
                 self.temporal.picture_coefficients(picture),
             )
+        added = self.temporal.decode(left, torch.cat([content, motion], dim=1), *given)
+        with in_float32(latents):
             return seen + self.temporal.draw(added, frame_times)
 
     def _later_times(self, batch: torch.Tensor) -> torch.Tensor:
@@ -178,8 +188,17 @@ class LinearDecoder(nn.Module):
         self.synthesis = nn.Conv2d(num_codes, 3 * PATCH**2 * num_cosines, 3)
 
     def forward(self, codes: torch.Tensor, frame_times: torch.Tensor) -> torch.Tensor:
-        coefficients = self.synthesis(repeat_edges(codes))
-        coefficients = rearrange(coefficients, "b (j d) h w -> b j d h w", j=self.num_cosines)
-        basis = cosine_basis(frame_times, self.num_cosines, self.ratio).to(coefficients.dtype)
-        patches = torch.einsum("bfj,bjdhw->bfdhw", basis, coefficients)
-        return rearrange(patches, "b f (c p q) h w -> b c f (h p) (w q)", p=PATCH, q=PATCH)
+        """One matrix for each frame, as all is linear: far less work than all the cosines, where
+        the frames are few."""
+        weight, bias = self.synthesis.weight, self.synthesis.bias
+        assert bias is not None
+        basis = cosine_basis(frame_times, self.num_cosines, self.ratio).to(weight.dtype)
+        matrix = basis @ rearrange(weight, "(j d) n p q -> j (d n p q)", j=self.num_cosines)
+        matrix = rearrange(matrix, "b f (d m) -> b (f d) m", d=3 * PATCH**2)
+        offset = basis @ rearrange(bias, "(j d) -> j d", j=self.num_cosines)
+        near = F.unfold(repeat_edges(codes), 3)  # [B, 9 n, h w]
+        patches = torch.baddbmm(offset.flatten(1)[..., None], matrix, near)
+        return rearrange(
+            patches, "b (f c p q) (h w) -> b c f (h p) (w q)",
+            f=frame_times.shape[1], p=PATCH, q=PATCH, h=codes.shape[-2],
+        )  # fmt: skip

@@ -17,7 +17,14 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import nn
 
-from regen.models.picture import PATCH, PictureNetwork, convolve, repeat_edges, to_patches
+from regen.models.picture import (
+    PATCH,
+    PictureNetwork,
+    convolve,
+    in_float32,
+    repeat_edges,
+    to_patches,
+)
 
 VALUES = 3 * PATCH**2  # of a place in one frame
 NETWORK_SCALE = 0.3  # of the networks' outputs, in deviations of what the warp leaves
@@ -141,7 +148,9 @@ class TemporalCodec(nn.Module):
             ],
             dim=1,
         )
-        return convolve(self.analysis, left) + self.encoder(seen).float()
+        with in_float32(left):
+            codes = convolve(self.analysis, left)
+        return codes + self.encoder(seen).float()
 
     def refine(
         self,
@@ -177,7 +186,8 @@ class TemporalCodec(nn.Module):
     ) -> torch.Tensor:
         """What is to be added to the coefficients `base` of the warp."""
         codes = torch.cat([codes, conditions], dim=1)
-        linear = convolve(self.synthesis, repeat_edges(codes)).float()
+        with in_float32(codes):
+            linear = convolve(self.synthesis, repeat_edges(codes))
         seen = torch.cat(
             [codes, picture / _planes(self.picture_scale), base / _planes(self.base_scale)], dim=1
         )
