@@ -1,14 +1,14 @@
 """Steps per second of training on this CPU, before and after tuning, side by side.
 
 Each row is a process of its own; they take their steps in turn (A B C A B C ...), on the same
-batches, four of 8 videos for one of 32 images as `regen train` draws them. Times are medians, in
-seconds of the clock and of the CPU, which other work on the machine stretches less. Losses must be
-equal in all rows but the first version's, whose model is another. At the end the share of the time
-that `regen train`'s loader lets such steps wait.
+batches, four of 8 videos for one of 32 images as `regen train` draws them, from the embedded
+weights. Times are medians, in seconds of the clock and of the CPU, which other work on the machine
+stretches less. Losses must be equal but for rounding in all rows but the first version's, whose
+model is another. At the end the share of the time that `regen train`'s loader lets such steps wait.
 
-    git worktree add /tmp/before aea1c3b    # the last commit before the tuning, today's model
+    git worktree add /tmp/untuned UNTUNED   # today's model, its step as before any tuning
     git worktree add /tmp/first 1b3a365     # the first version, with a model of its own
-    python benchmarks/train_step.py --before /tmp/before --first /tmp/first
+    python benchmarks/train_step.py --untuned /tmp/untuned --first /tmp/first
 """
 
 import argparse
@@ -62,11 +62,12 @@ def fixed_batch(step: int) -> dict[str, torch.Tensor]:
 class Trainer:
     """Model, optimiser and averages of the checkout that is on the path, and its step."""
 
-    def __init__(self, preset: str, changes: list[str]) -> None:
+    def __init__(self, preset: str, weights: str, changes: list[str]) -> None:
         from diffusers.training_utils import EMAModel
 
         from regen.models import dit
         from regen.models.autoencoder import AutoencoderREGEN
+        from regen.models.loading import load_model
         from regen.models.presets import PRESETS
         from regen.training import loop
         from regen.training.config import TrainConfig
@@ -74,6 +75,8 @@ class Trainer:
 
         torch.manual_seed(0)
         self.model = AutoencoderREGEN(**PRESETS[preset]()).train()
+        if hasattr(self.model, "set_chunk_ratio"):  # not the first version, which had other weights
+            self.model.load_state_dict(load_model(weights).state_dict())
         self.objective = REGENObjective(self.model, ObjectiveConfig())
         config = TrainConfig(data=(), output=Path())
         if hasattr(loop, "make_optimizer"):  # the first version
@@ -89,6 +92,10 @@ class Trainer:
             self.model.encoder.conv_in.register_forward_pre_hook(lambda _, args: args[0].clone(
                 memory_format=torch.contiguous_format
             ))  # fmt: skip
+        if "float32" in changes:
+            for name in ("encoder", "decoder"):
+                network = getattr(self.model.shortcut.picture, name)
+                network.forward = torch.autocast("cpu", enabled=False)(network.forward)
         if "compile_blocks" in changes:
             self.model.compile_repeated_blocks(dynamic=False)
         if "compile" in changes:
@@ -105,9 +112,9 @@ class Trainer:
         return float(loss.detach())
 
 
-def work(preset: str, changes: list[str]) -> None:
+def work(preset: str, weights: str, changes: list[str]) -> None:
     """In the process of a row: a step for each line that comes in; prints JSON."""
-    trainer = Trainer(preset, changes)
+    trainer = Trainer(preset, weights, changes)
     for step, _ in enumerate(sys.stdin):
         batch = fixed_batch(step)
         wall_s, cpu_s = time.perf_counter(), time.process_time()
@@ -128,17 +135,18 @@ def compare(options: argparse.Namespace) -> None:
         "this checkout": (HERE, []),
         "fused attention at short sequences": (HERE, ["attention"]),
         "3D convolutions with channels first": (HERE, ["layout"]),
+        "networks of the picture codec in float32": (HERE, ["float32"]),
         "with --compile-blocks": (HERE, ["compile_blocks"]),
         "with --compile": (HERE, ["compile"]),
     }
-    if options.before:
-        rows["the commit before"] = options.before, []
-        rows["the commit before, and both of these"] = options.before, ["attention", "layout"]
+    if options.untuned:
+        rows["without any tuning"] = options.untuned, []
     if options.first:
         rows["first version, its own model"] = options.first, []
     workers = {}
     for name, (folder, changes) in rows.items():
         command = [sys.executable, __file__, "--work", "--preset", options.preset]
+        command += ["--weights", options.weights]
         command += ["--threads", str(options.threads), "--changes", *changes]
         environment: dict[str, Any] = os.environ | {"PYTHONPATH": str(folder.resolve() / "src")}
         workers[name] = subprocess.Popen(
@@ -168,7 +176,7 @@ def compare(options: argparse.Namespace) -> None:
         print(f"| {' | '.join(cells)} | {worst:.1g} |")
 
 
-def wait_share(preset: str, num_steps: int) -> float:
+def wait_share(preset: str, weights: str, num_steps: int) -> float:
     """Share of the time that steps of this checkout wait for `regen train`'s loader."""
     from regen.data.batches import BatchConfig, TrainingBatches, to_float
     from regen.data.clips import prepare_clips
@@ -189,7 +197,7 @@ def wait_share(preset: str, num_steps: int) -> float:
                     writer.write(frame, Fraction(number, 24))
         clips = prepare_clips([folder / "clips"], folder / "cache").clips
         batches = TrainingBatches(clips, BatchConfig(0, num_steps, NUM_FRAMES))
-        trainer = Trainer(preset, [])
+        trainer = Trainer(preset, weights, [])
         loader = TimedLoader(batches, range(num_steps), num_workers=1)
         for step, batch in enumerate(loader):
             given: dict[str, Any] = fixed_batch(step)  # noise and times are not the loader's
@@ -213,9 +221,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--before", type=Path, help="checkout of the last commit before the tuning")
+    parser.add_argument("--untuned", type=Path, help="checkout of the step before the tuning")
     parser.add_argument("--first", type=Path, help="checkout of the first version")
     parser.add_argument("--preset", default="tiny_8x")
+    parser.add_argument("--weights", default="tiny-8x8x8", help="embedded model of that preset")
     parser.add_argument("--cycles", type=int, default=4, help=f"of {CYCLE} steps; one to warm up")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--work", action="store_true", help=argparse.SUPPRESS)
@@ -223,12 +232,12 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     if options.work:
-        work(options.preset, options.changes)
+        work(options.preset, options.weights, options.changes)
         return
     if options.cycles < 2:
         parser.error("--cycles is at least 2: the first is not counted")
     compare(options)
-    share = wait_share(options.preset, 4 * CYCLE)
+    share = wait_share(options.preset, options.weights, 4 * CYCLE)
     print(f"\nwaiting for batches: {share:.1%} of the time")
 
 

@@ -42,7 +42,7 @@ def make_optimizer(model: nn.Module, config: RunConfig) -> torch.optim.AdamW:
         {"params": solved, "weight_decay": 0.0, "scale": 0.1},
     ]
     groups = [group for group in groups if group["params"]]
-    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.95))
+    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.95), fused=True)
 
 
 def make_discriminator_optimizer(module: nn.Module, config: RunConfig) -> torch.optim.AdamW:
@@ -51,4 +51,4 @@ def make_discriminator_optimizer(module: nn.Module, config: RunConfig) -> torch.
     Choice: the discriminator's moments decay with 0 and 0.99, as MAGVIT's. The paper says AdamW.
     """
     group = {"params": list(module.parameters()), "weight_decay": 0.0, "scale": 1.0}
-    return torch.optim.AdamW([group], lr=config.learning_rate, betas=(0.0, 0.99))
+    return torch.optim.AdamW([group], lr=config.learning_rate, betas=(0.0, 0.99), fused=True)
