@@ -129,7 +129,7 @@ class REGENEncoder(nn.Module):
     def forward(self, video: torch.Tensor) -> torch.Tensor:
         hidden_states = rearrange(
             video, "b c t (h p) (w q) -> b (c p q) t h w", p=self.patch_size, q=self.patch_size
-        ).contiguous(memory_format=torch.channels_last_3d)  # [B, 3 p p, T, H/p, W/p]
+        ).contiguous()  # [B, 3 p p, T, H/p, W/p]
         hidden_states = self.conv_in(hidden_states)
         for block in self.blocks:
             if self.gradient_checkpointing and torch.is_grad_enabled():

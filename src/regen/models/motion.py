@@ -11,7 +11,6 @@ hand-held camera shakes; over 33 frames that is worth 1.8 dB of the warp in clip
 """
 
 import math
-from functools import reduce
 
 import torch
 import torch.nn.functional as F
@@ -57,11 +56,13 @@ def displacement(
     `grid`: places on a side of the motion's grid. H = 8 h `grid` / `scale`: the field of a picture
     that is `scale` times smaller.
     """
-    terms = rearrange(motion.float() * (PLACE / scale), "b (j d) h w -> b (d j) h w", d=2)
-    terms = F.interpolate(terms, scale_factor=PLACE * grid // scale, mode="bilinear")
+    field = F.interpolate(
+        motion.float() * (PLACE / scale), scale_factor=PLACE * grid // scale, mode="bilinear"
+    )
     basis = motion_basis(frame_times, ratio, motion.shape[1] // 2)
-    field = basis[:, None] @ rearrange(terms, "b (d j) h w -> b d j (h w)", d=2)
-    return field.unflatten(3, terms.shape[-2:])
+    return torch.einsum(
+        "bfj,bjdhw->bdfhw", basis, rearrange(field, "b (j d) h w -> b j d h w", d=2)
+    )
 
 
 def pack_terms(motion: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
@@ -103,13 +104,11 @@ def _without_last_column(terms: torch.Tensor) -> torch.Tensor:
 def warp(picture: torch.Tensor, field: torch.Tensor) -> torch.Tensor:
     """`picture` `[B, C, H, W]` through `field` `[B, 2, F, H, W]`: `[B, C, F, H, W]`, float32."""
     num_frames, height, width = field.shape[2:]
-    size = torch.tensor([width, height], device=field.device).view(2, 1, 1, 1)
-    columns = torch.arange(width, device=field.device).expand(height, -1)
-    rows = torch.arange(height, device=field.device)[:, None].expand(-1, width)
-    still = (2 * torch.stack([columns, rows])[:, None] + 1) / size - 1
-    # One tall grid for all frames: the picture is not copied for each. x and y stay planes in
-    # memory, which `grid_sample` is fastest with.
-    grid = rearrange(torch.addcmul(still, field, 2 / size), "b d f h w -> b (f h) w d")
+    rows = torch.arange(height, device=field.device) + 0.5
+    columns = torch.arange(width, device=field.device) + 0.5
+    x = (field[:, 0] + columns) * (2 / width) - 1
+    y = (field[:, 1] + rows[:, None]) * (2 / height) - 1
+    grid = rearrange(torch.stack([x, y], dim=-1), "b f h w d -> b (f h) w d")
     seen = F.grid_sample(picture.float(), grid, padding_mode="border", align_corners=False)
     return rearrange(seen, "b c (f h) w -> b c f h w", f=num_frames)
 
@@ -165,10 +164,8 @@ def _window_mean(maps: torch.Tensor, window: int) -> torch.Tensor:
     """Mean over window x window places of `[B, C, h, w]`, edges repeated."""
     if window == 1:
         return maps
-    padded = F.pad(maps, (window // 2,) * 4, mode="replicate")
-    height, width = maps.shape[-2:]
-    rows = reduce(torch.add, (padded[..., y : y + height, :] for y in range(window)))
-    return reduce(torch.add, (rows[..., x : x + width] for x in range(window))) / window**2
+    padding = (window // 2,) * 4
+    return F.avg_pool2d(F.pad(maps, padding, mode="replicate"), window, stride=1)
 
 
 def _median(motion: torch.Tensor) -> torch.Tensor:
@@ -214,12 +211,11 @@ def _best_way(
     costs = []
     for group in candidates.split(SEARCH_GROUP):
         ways = start[:, None] + group  # [B, n, 2, h, w]
-        lengths = ways.square().sum(dim=2).sqrt()
+        lengths = ways.norm(dim=2)
         fine = F.interpolate(ways.flatten(0, 1), (height, width)).unflatten(0, ways.shape[:2])
-        # Frames before candidates, so that their sum is over whole planes.
-        field = torch.einsum("bf,bndhw->bdfnhw", basis, fine / scale).flatten(2, 3)
-        seen = warp(small, field).unflatten(2, (num_frames, len(group)))  # [B, C, F, n, ...]
-        error = (seen - targets[:, :, :, None]).square().flatten(1, 2).mean(dim=1)
+        field = torch.einsum("bf,bndhw->bdnfhw", basis, fine / scale).flatten(2, 3)
+        seen = warp(small, field).unflatten(2, (len(group), num_frames))  # [B, C, n, F, ...]
+        error = (seen - targets[:, :, None]).square().mean(dim=(1, 3))  # [B, n, H/scale, W/scale]
         costs.append(_window_mean(_shrink(error, PLACE // scale), 3) + SEARCH_PENALTY * lengths)
     cost, best = torch.cat(costs, dim=1).min(dim=1)  # [B, h, w]
     offset = rearrange(candidates[best][..., 0, 0], "b h w d -> b d h w")
@@ -254,33 +250,26 @@ def _refine(
     """
     num_terms = motion.shape[1] // 2
     picture, targets = _shrink(grey, scale), _shrink(frames, scale)
-    size = picture.shape[-2:]
     padded = F.pad(picture, (1, 1, 1, 1), mode="replicate")
     slope_x = (padded[:, :, 1:-1, 2:] - padded[:, :, 1:-1, :-2]) / 2
     slope_y = (padded[:, :, 2:, 1:-1] - padded[:, :, :-2, 1:-1]) / 2
     stack = torch.cat([picture, slope_x, slope_y], dim=1)
     basis = motion_basis(frame_times, ratio, num_terms)  # [B, F, J]
     first, second = torch.triu_indices(num_terms, num_terms, device=motion.device)
-    pairs = (basis[..., first] * basis[..., second]).mT  # [B, pairs, F]
+    pairs = torch.einsum("bfp,bfp->bpf", basis[..., first], basis[..., second])
     place_of = torch.zeros(num_terms, num_terms, dtype=torch.long, device=motion.device)
     place_of[first, second] = place_of[second, first] = torch.arange(len(first)).to(motion.device)
     identity = torch.eye(2 * num_terms, device=motion.device)
     velocity = torch.zeros_like(motion)
-    # Written into again and again. Frames come first, so that sums over them are matrix products.
-    squares = stack.new_empty(*targets.shape[:2], 3, *size)
-    falls = stack.new_empty(*targets.shape[:2], 2, *size)
     for _ in range(num_iterations):
         ahead = motion + MOMENTUM * velocity
         field = displacement(ahead, frame_times, ratio, scale, grid)
         seen, along_x, along_y = warp(stack, field).unbind(1)  # [B, F, H, W] each
         error = targets - seen
-        torch.mul(along_x, along_x, out=squares[:, :, 0])
-        torch.mul(along_x, along_y, out=squares[:, :, 1])
-        torch.mul(along_y, along_y, out=squares[:, :, 2])
-        torch.mul(along_x, error, out=falls[:, :, 0])
-        torch.mul(along_y, error, out=falls[:, :, 1])
-        hessian = (pairs @ squares.flatten(2)).unflatten(2, (3, *size))
-        gradient = (basis.mT @ falls.flatten(2)).unflatten(2, (2, *size))
+        slopes = torch.stack([along_x, along_y], dim=1)
+        squares = torch.stack([along_x**2, along_x * along_y, along_y**2], 1)
+        hessian = torch.einsum("bpf,bsfhw->bpshw", pairs, squares)
+        gradient = torch.einsum("bfj,bdfhw->bjdhw", basis, slopes * error[:, None])
         unique = torch.cat([hessian.flatten(1, 2), gradient.flatten(1, 2)], dim=1)
         pooled = _window_mean(_pool_weighted(unique, PLACE * grid // scale), window)
         pooled = rearrange(pooled / targets.shape[1], "b c h w -> b h w c")

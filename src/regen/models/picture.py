@@ -105,10 +105,12 @@ class PictureCodec(nn.Module):
         patches = to_patches(picture[:, :, None])
         with in_float32(patches):
             codes = convolve(self.analysis, patches)
-        return codes + self.encoder(patches).float()
+        with in_float32(patches):
+            return codes + self.encoder(patches).float()
 
     def decode(self, codes: torch.Tensor) -> torch.Tensor:
         with in_float32(codes):
             patches = convolve(self.synthesis, repeat_edges(codes))
-        patches = patches + NETWORK_SCALE * self.decoder(codes).float()
+        with in_float32(codes):
+            patches = patches + NETWORK_SCALE * self.decoder(codes).float()
         return rearrange(patches, "b (c p q) h w -> b c (h p) (w q)", p=PATCH, q=PATCH)

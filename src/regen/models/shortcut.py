@@ -13,7 +13,6 @@ the networks learn the rest.
 import math
 
 import torch
-import torch.nn.functional as F
 from einops import rearrange
 from torch import nn
 
@@ -188,17 +187,8 @@ class LinearDecoder(nn.Module):
         self.synthesis = nn.Conv2d(num_codes, 3 * PATCH**2 * num_cosines, 3)
 
     def forward(self, codes: torch.Tensor, frame_times: torch.Tensor) -> torch.Tensor:
-        """One matrix for each frame, as all is linear: far less work than all the cosines, where
-        the frames are few."""
-        weight, bias = self.synthesis.weight, self.synthesis.bias
-        assert bias is not None
-        basis = cosine_basis(frame_times, self.num_cosines, self.ratio).to(weight.dtype)
-        matrix = basis @ rearrange(weight, "(j d) n p q -> j (d n p q)", j=self.num_cosines)
-        matrix = rearrange(matrix, "b f (d m) -> b (f d) m", d=3 * PATCH**2)
-        offset = basis @ rearrange(bias, "(j d) -> j d", j=self.num_cosines)
-        near = F.unfold(repeat_edges(codes), 3)  # [B, 9 n, h w]
-        patches = torch.baddbmm(offset.flatten(1)[..., None], matrix, near)
-        return rearrange(
-            patches, "b (f c p q) (h w) -> b c f (h p) (w q)",
-            f=frame_times.shape[1], p=PATCH, q=PATCH, h=codes.shape[-2],
-        )  # fmt: skip
+        coefficients = self.synthesis(repeat_edges(codes))
+        coefficients = rearrange(coefficients, "b (j d) h w -> b j d h w", j=self.num_cosines)
+        basis = cosine_basis(frame_times, self.num_cosines, self.ratio).to(coefficients.dtype)
+        patches = torch.einsum("bfj,bjdhw->bfdhw", basis, coefficients)
+        return rearrange(patches, "b f (c p q) h w -> b c f (h p) (w q)", p=PATCH, q=PATCH)
