@@ -6,7 +6,7 @@ weights. Times are medians, in seconds of the clock and of the CPU, which other 
 stretches less. Losses must be equal but for rounding in all rows but the first version's, whose
 model is another. At the end the share of the time that `regen train`'s loader lets such steps wait.
 
-    git worktree add /tmp/untuned UNTUNED   # today's model, its step as before any tuning
+    git worktree add /tmp/untuned 40cab70   # today's model, its step as before any tuning
     git worktree add /tmp/first 1b3a365     # the first version, with a model of its own
     python benchmarks/train_step.py --untuned /tmp/untuned --first /tmp/first
 """
