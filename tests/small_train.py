@@ -17,7 +17,7 @@ from accelerate.state import AcceleratorState, PartialState
 
 from regen.cli import main
 from regen.models.generator_presets import GENERATOR_PRESETS
-from regen.models.presets import PRESETS, tiny_8x
+from regen.models.presets import MAGVIT_PRESETS, PRESETS, magvit_small_8x, tiny_8x
 from regen.training import checkpoint, loop, picture_stage, start
 from regen.training.config import RunConfig, run_options
 
@@ -33,6 +33,12 @@ TEST_PRESET = {
     "picture_blocks": (1, 1),
 }
 
+# The same of the baseline, as the preset `magvit_test`.
+MAGVIT_TEST_PRESET = {
+    **magvit_small_8x(),
+    "encoder_block_out_channels": (8,) * 4,
+    "decoder_block_out_channels": (16,) * 4,
+}
 
 # The same of the text-to-video transformer, also as the preset `test`.
 SMALL_TRANSFORMER = {
@@ -63,6 +69,7 @@ def arguments_of(config: RunConfig, command: str = "train") -> list[str]:
 def make_small(patch: pytest.MonkeyPatch) -> None:
     torch.set_num_threads(1)
     patch.setitem(PRESETS, "test", lambda: dict(TEST_PRESET))
+    patch.setitem(MAGVIT_PRESETS, "magvit_test", lambda: dict(MAGVIT_TEST_PRESET))
     patch.setitem(GENERATOR_PRESETS, "test", lambda: dict(SMALL_TRANSFORMER))
     patch.setattr(start, "INIT_BATCHES", 4)
     patch.setattr(picture_stage, "NUM_INIT_BATCHES", 4)

@@ -16,7 +16,7 @@ from regen.models.autoencoder import AutoencoderREGEN
 from regen.models.discriminator import VideoDiscriminator, blur_pool
 from regen.models.loading import load_model, new_model
 from regen.models.magvit import AutoencoderMAGVITv2, spread_latents
-from regen.models.presets import MAGVIT_PRESETS, PRESETS, magvit_small_8x
+from regen.models.presets import MAGVIT_PRESETS, PRESETS
 from regen.reproduction.cost import decode_flops_per_frame
 from regen.training import adversarial
 from regen.training.adversarial import DiscriminatorObjective, MAGVITObjective
@@ -25,7 +25,6 @@ from regen.training.perceptual import CONVOLUTIONS, VGGDistance, pyramid_distanc
 from regen.training.start import train
 
 RATIOS = (4, 8, 16, 32)
-TINY = {"encoder_block_out_channels": (8,) * 4, "decoder_block_out_channels": (16,) * 4}
 
 
 def tiny(ratio: int = 8) -> AutoencoderMAGVITv2:
@@ -262,7 +261,6 @@ def test_the_adversarial_gradient_is_a_tenth_at_the_last_layer() -> None:
 @pytest.fixture(autouse=True)
 def small_runs(monkeypatch: pytest.MonkeyPatch):
     small_train.make_small(monkeypatch)
-    monkeypatch.setitem(MAGVIT_PRESETS, "magvit_test", lambda: magvit_small_8x() | TINY)
     yield
     AcceleratorState._reset_state(reset_partial_state=True)
 

@@ -39,7 +39,10 @@ def small_runs(monkeypatch: pytest.MonkeyPatch):
 
 @dataclass(frozen=True)
 class Runs:
-    """The same run by one process, two with DDP, two with FSDP2; and on from one to two."""
+    """The same run by one process, two with DDP, two with FSDP2; and on from one to two.
+
+    And the baseline, with its discriminator, by one and by two with DDP.
+    """
 
     one: TrainConfig
     ddp: TrainConfig
@@ -47,6 +50,8 @@ class Runs:
     resumed: TrainConfig
     one_bf16: TrainConfig
     sharded_bf16: TrainConfig
+    baseline: TrainConfig
+    baseline_ddp: TrainConfig
 
 
 def launch_two(commands: list[list[str]], folder: Path) -> list[str]:
@@ -96,17 +101,19 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
         resumed=config("resumed", shard=True, gradient_checkpointing=True),
         one_bf16=config("one_bf16", gradient_accumulation_steps=2, mixed_precision="bf16"),
         sharded_bf16=config("sharded_bf16", shard=True, mixed_precision="bf16"),
+        baseline=config("baseline", preset="magvit_test", gradient_accumulation_steps=2),
+        baseline_ddp=config("baseline_ddp", preset="magvit_test"),
     )
     with pytest.MonkeyPatch.context() as patch:
         small_train.make_small(patch)
-        for one in (made.one, made.one_bf16):
+        for one in (made.one, made.one_bf16, made.baseline):
             train(one)
             AcceleratorState._reset_state(reset_partial_state=True)
     shutil.copytree(made.one.output, made.resumed.output)
     for path in (made.resumed.output / "checkpoints").glob("*4.safetensors"):
         path.unlink()
     shutil.rmtree(made.resumed.output / "model")
-    pairs = (made.ddp, made.sharded, made.resumed, made.sharded_bf16)
+    pairs = (made.ddp, made.sharded, made.resumed, made.sharded_bf16, made.baseline_ddp)
     launch_two([small_train.arguments_of(one) for one in pairs], folder)
     return made
 
@@ -208,6 +215,17 @@ def test_bfloat16_sharded(runs: Runs) -> None:
         state(runs.one_bf16)["model.shortcut.residual.weight"],
         state(runs.sharded_bf16)["model.shortcut.residual.weight"],
     )
+
+
+def test_the_baseline_and_its_discriminator(runs: Runs) -> None:
+    """All but LeCAM's running means, which are of the main process' batches."""
+    assert torch.allclose(losses(runs.baseline), losses(runs.baseline_ddp), rtol=1e-5, atol=0)
+    one, other = state(runs.baseline), state(runs.baseline_ddp)
+    for name in ("discriminator.model.real_logit", "discriminator.model.fake_logit"):
+        assert one.pop(name) != 0 and other.pop(name) != 0
+    assert any(name.startswith("discriminator.optimizer.exp_avg.") for name in one)
+    assert_close(one, other)
+    assert furthest(state(runs.baseline, step=2), state(runs.baseline)) > 1e-3
 
 
 def test_another_number_of_batches_does_not_go_on(runs: Runs) -> None:
