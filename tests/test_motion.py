@@ -6,6 +6,7 @@ import torch.nn.functional as F
 
 from regen.models.loading import load_model
 from regen.models.motion import (
+    _window_mean,
     displacement,
     estimate_motion,
     motion_basis,
@@ -50,6 +51,14 @@ def test_warp_is_grid_sample_of_each_frame() -> None:
         grid = torch.stack([x, y], dim=-1)
         expected = F.grid_sample(picture, grid, padding_mode="border", align_corners=False)
         assert torch.allclose(seen, expected, atol=2e-5)
+
+
+def test_window_mean_is_a_pooling_with_repeated_edges() -> None:
+    """By sums of slices, for speed. The search weighs its penalty by it, the steps theirs."""
+    maps = torch.randn(2, 5, 4, 7, generator=torch.Generator().manual_seed(0))
+    padded = F.pad(maps, (1, 1, 1, 1), mode="replicate")
+    assert torch.allclose(_window_mean(maps, 3), F.avg_pool2d(padded, 3, stride=1), atol=1e-6)
+    assert torch.equal(_window_mean(maps, 1), maps)
 
 
 def test_whole_pixels_are_a_shift() -> None:
