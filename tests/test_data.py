@@ -552,6 +552,7 @@ def test_missing_and_empty_folders(tmp_path: Path) -> None:
     (tmp_path / "void").mkdir()
     with pytest.raises(ValueError, match="void holds no clips or photos"):
         prepare_clips([tmp_path / "void"], tmp_path / "cache")
+    assert not (tmp_path / "cache").exists()
 
 
 class Holder:

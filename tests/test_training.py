@@ -364,7 +364,7 @@ def test_options_that_cannot_work(data: Path, tmp_path: Path, options, message) 
     with pytest.raises(ValueError, match=message) as caught:
         train(config)
     assert "\n" not in str(caught.value)
-    assert not (config.output / "config.json").exists()  # so the corrected command is not refused
+    assert not config.output.exists()  # so the corrected command is not refused
 
 
 def test_bad_files_are_counted_and_too_many_stop(tmp_path: Path, capfd) -> None:

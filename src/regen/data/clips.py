@@ -251,8 +251,8 @@ def prepare_clips(data: Sequence[str | Path], cache: Path, decode_once: bool = T
     the first frames are taken. Several processes may do this at once. Raises ValueError for what
     is no data.
     """
-    cache.mkdir(parents=True, exist_ok=True)
     items = find_items(data, cache)
+    cache.mkdir(parents=True, exist_ok=True)
     found = (_decode_once if decode_once else _decode_when_drawn)(items, cache)
     clips, skipped = [], list(found.skipped)
     for clip in found.clips:
