@@ -35,13 +35,13 @@ def training_target(
     return noise - sample if prediction_type == "v_prediction" else noise
 
 
-def posterior_gain(timestep: torch.Tensor, deviation: float) -> torch.Tensor:
+def posterior_gain(timestep: torch.Tensor, standard_deviation: float) -> torch.Tensor:
     """How much of x_t to believe; `[B]` -> `[B]`.
 
     For x ~ N(m, s^2), E[x | x_t] = m + gain * (x_t - (1 - t) m). The gain is 0 at t = 1 (noise says
     nothing), 1 at t = 0.
     """
-    t, variance = timestep.float(), deviation**2
+    t, variance = timestep.float(), standard_deviation**2
     return (1 - t) * variance / ((1 - t) ** 2 * variance + t**2).clamp_min(1e-12)
 
 
@@ -63,12 +63,18 @@ def euler_sample(
     noise: torch.Tensor,
     num_inference_steps: int,
     start_timestep: float = 1.0,
+    open_timestep: float | None = None,
 ) -> torch.Tensor:
-    """Integrate dx/dt = (x_t - x_hat) / t from `start_timestep` to 0 in equal steps.
+    """Integrate dx/dt = (x_t - x_hat) / t from `start_timestep` to 0.
 
     `denoise(x_t, timestep[B])` returns x_hat. One step is one call: its answer is the sample.
+    Steps are equal; with `open_timestep` the first goes there, and the others are equal below it.
     """
-    grid = torch.linspace(start_timestep, 0, num_inference_steps + 1).tolist()
+    grid = [start_timestep, 0.0]
+    if open_timestep is None:
+        grid = torch.linspace(start_timestep, 0, num_inference_steps + 1).tolist()
+    elif num_inference_steps > 1:
+        grid[1:] = torch.linspace(open_timestep, 0, num_inference_steps).tolist()
     noisy = noise.float()
     for now, later in itertools.pairwise(grid):
         timestep = torch.full((noise.shape[0],), now, device=noise.device)

@@ -1,8 +1,8 @@
 """`AutoencoderREGEN`: Figure 2 as a diffusers model.
 
 Videos are float `[B, 3, T, H, W]` in [-1, 1], any T, H, W >= 1; latents are
-`[B, 8, n, ceil(H/8), ceil(W/8)]`, normalised to about zero mean and unit deviation per channel,
-content (even index) and motion (odd index) apart.
+`[B, 8, n, ceil(H/8), ceil(W/8)]`, normalised to about zero mean and unit standard deviation per
+channel, content (even index) and motion (odd index) apart.
 """
 
 import hashlib
@@ -31,16 +31,30 @@ from regen.models.conditioning import InContextConditioning, LatentConditioning
 from regen.models.dit import REGENDiT
 from regen.models.encoder import REGENEncoder
 from regen.models.latent_statistics import LatentStatistics
-from regen.models.motion import MOTION_CHANNELS
-from regen.models.picture import PATCH
-from regen.models.shortcut import LinearDecoder, MotionShortcut
-from regen.models.temporal import TemporalCodec
+from regen.models.motion import (
+    MOTION_CHANNELS,
+    NEXT_CELL,
+    displacement,
+    field_to_next,
+    from_latents,
+    interpolate,
+    to_latents,
+    warp,
+)
+from regen.models.motion_estimation import estimate_motion, motion_to_next
+from regen.models.patches import PATCH, LinearCodec
 
-# Deviation of pixels about grey, and about the shortcut's picture (on training crops: 27 dB).
-PIXEL_DEVIATION = 0.5
-SHORTCUT_DEVIATION = 0.09
+PIXEL_STD = 0.5  # of pixels about grey
+PRIOR_STD = 0.1  # of pixels about the linear picture, or the warped first frame
+# Choice: the generative steps of a model with moving content begin at t = 0.2, from the one-step
+# picture. What its latents leave open has a standard deviation of about 0.08; stronger noise hides
+# it.
+OPEN_TIMESTEP = 0.2
+CODE_RANGE = 3.0  # of the learned channels of z_m
 CONDITIONING_TYPES = ("content_aware", "in_context")
-MAX_COSINES = 16  # of the linear decoder, which says little: a code a place
+# What a frame is drawn from, each with a learned vector: z_c; the first frame; that and the next
+# chunk's first frame.
+NUM_SOURCES = 3
 
 
 @dataclass
@@ -57,11 +71,13 @@ class AutoencoderREGEN(ModelMixin, AutoencoderMixin, ConfigMixin, LatentStatisti
     just that) becomes one.
     `temporal_compression_ratio` is k; `chunk_ratio` see `set_chunk_ratio`. `encoder_*`: see
     `REGENEncoder`. The decoder is `num_layers` blocks of `num_attention_heads` x
-    `attention_head_dim`; `attention_window` None is the paper's full attention; `motion_shortcut`
-    see `regen.models.shortcut`, `picture_width` and `picture_blocks` (encoder, decoder)
-    `regen.models.picture`, `temporal_*` `regen.models.temporal` (0 coefficients: a linear code in
-    its place); `prediction_type` see `regen.flow`.
-    `conditioning_type` "in_context" is the paper's ablation (Tab. 3) instead of Eq. 5.
+    `attention_head_dim`; `attention_window` None is the paper's full attention; `prediction_type`
+    see `regen.flow`. `conditioning_type` "in_context" is the paper's ablation (Tab. 3) instead of
+    Eq. 5.
+
+    `moving_content`: the conditioning also says where, in the first frame, each pixel of a later
+    frame comes from. The decoder draws frame 0 from z_c and its linear picture, and every other
+    frame from frame 0 as it has moved there, z_c, z_m and the time. False is the paper's method.
 
     Raises ValueError for a configuration that cannot work.
     """
@@ -79,6 +95,8 @@ class AutoencoderREGEN(ModelMixin, AutoencoderMixin, ConfigMixin, LatentStatisti
         encoder_layers_per_block: int = 2,
         encoder_strides: Sequence[Sequence[int]] = ((1, 2), (2, 2), (2, 2), (2, 1), (1, 1)),
         encoder_patch_size: int = 1,
+        encoder_time_patch_size: int | None = None,
+        encoder_time_kernel: int = 3,
         num_layers: int = 24,
         num_attention_heads: int = 16,
         attention_head_dim: int = 128,
@@ -89,12 +107,7 @@ class AutoencoderREGEN(ModelMixin, AutoencoderMixin, ConfigMixin, LatentStatisti
         siren_width: int = 256,
         siren_num_layers: int = 3,
         siren_omega: float = 10.0,
-        motion_shortcut: bool = False,
-        picture_width: int = 128,
-        picture_blocks: Sequence[int] = (3, 4),
-        temporal_coefficients: int = 0,
-        temporal_width: int = 136,
-        temporal_blocks: Sequence[int] = (2, 5),
+        moving_content: bool = False,
         prediction_type: str = "sample",
         conditioning_type: str = "content_aware",
         chunk_ratio: int | None = None,
@@ -109,17 +122,22 @@ class AutoencoderREGEN(ModelMixin, AutoencoderMixin, ConfigMixin, LatentStatisti
             raise ValueError(
                 f"prediction_type is one of {', '.join(PREDICTION_TYPES)}, got {prediction_type!r}"
             )
-        if motion_shortcut and prediction_type == "epsilon":
+        if moving_content and (
+            prediction_type != "sample"
+            or conditioning_type != "content_aware"
+            or encoder_time_patch_size is None
+            or attention_window is None
+        ):
             raise ValueError(
-                "motion_shortcut adds to the predicted video: "
-                "use prediction_type sample or v_prediction"
+                "moving_content takes prediction_type sample, conditioning_type content_aware, "
+                "an encoder_time_patch_size and an attention_window"
             )
-        temporal, spatial = 1, encoder_patch_size
+        temporal, spatial = encoder_time_patch_size or 1, encoder_patch_size
         for time_stride, space_stride in encoder_strides:
             temporal, spatial = temporal * time_stride, spatial * space_stride
         if (temporal, spatial) != (temporal_compression_ratio, PATCH):
             raise ValueError(
-                f"encoder_strides and encoder_patch_size compress {temporal}x in time and "
+                f"encoder_strides and the patch sizes compress {temporal}x in time and "
                 f"{spatial}x in space, expected {temporal_compression_ratio}x and {PATCH}x"
             )
         self.spatial_compression_ratio = spatial
@@ -131,6 +149,8 @@ class AutoencoderREGEN(ModelMixin, AutoencoderMixin, ConfigMixin, LatentStatisti
             encoder_layers_per_block,
             encoder_strides,
             encoder_patch_size,
+            encoder_time_patch_size,
+            encoder_time_kernel,
         )
         self.conditioning: LatentConditioning | InContextConditioning
         if conditioning_type == "in_context":
@@ -154,42 +174,19 @@ class AutoencoderREGEN(ModelMixin, AutoencoderMixin, ConfigMixin, LatentStatisti
             mlp_conv,
             attention_window,
             shared_modulation,
-            in_channels=6 if motion_shortcut else 3,
+            in_channels=9 if moving_content else 3,
+            framewise=moving_content,
         )
-        self.shortcut: MotionShortcut | None = None
-        self.linear_decoder: LinearDecoder | None = None
-        if motion_shortcut:
-            num_encoder_blocks, num_decoder_blocks = picture_blocks
-            codec = None
-            if temporal_coefficients:
-                num_temporal_encoder_blocks, num_temporal_decoder_blocks = temporal_blocks
-                codec = TemporalCodec(
-                    temporal_compression_ratio,
-                    latent_channels - MOTION_CHANNELS,
-                    latent_channels + MOTION_CHANNELS,
-                    temporal_coefficients,
-                    temporal_width,
-                    (num_temporal_encoder_blocks, num_temporal_decoder_blocks),
-                )
-            else:
-                self.linear_decoder = LinearDecoder(
-                    2 * latent_channels - MOTION_CHANNELS,
-                    temporal_compression_ratio,
-                    min(temporal_compression_ratio + 1, MAX_COSINES),
-                )
-            self.shortcut = MotionShortcut(
-                latent_channels,
-                temporal_compression_ratio,
-                picture_width,
-                (num_encoder_blocks, num_decoder_blocks),
-                codec,
-            )
-            nn.init.zeros_(self.encoder.conv_out.weight)
+        self.linear: LinearCodec | None = None
+        if moving_content:
+            self.linear = LinearCodec(latent_channels)
+            self.sources = nn.Parameter(torch.zeros(NUM_SOURCES, dim))
+            nn.init.normal_(self.encoder.conv_out.weight, std=0.02)
             nn.init.zeros_(self.encoder.conv_out.bias)  # type: ignore[arg-type]
         # Choice: z_m of an image is a learned constant. The encoder makes none of one frame.
         self.image_motion_latents = nn.Parameter(torch.zeros(latent_channels))
-        # Choice: latents are normalised by mean and deviation per channel, content and motion
-        # apart. Their scales differ, and a generative model on the latents wants unit variance.
+        # Choice: latents are normalised by mean and standard deviation per channel, content and
+        # motion apart. Their scales differ, and a generative model on them wants unit variance.
         self.register_buffer("latents_mean", torch.zeros(latent_channels, 2))
         self.register_buffer("latents_std", torch.ones(latent_channels, 2))
 
@@ -212,13 +209,38 @@ class AutoencoderREGEN(ModelMixin, AutoencoderMixin, ConfigMixin, LatentStatisti
 
     # -- raw latents: one chunk, sizes multiples of 8; what training uses --------------------------
 
-    def encode_chunk(self, chunk: torch.Tensor) -> torch.Tensor:
+    def encode_chunk(
+        self, chunk: torch.Tensor, motion: torch.Tensor | None = None
+    ) -> torch.Tensor:
         """One chunk `[B, 3, n, H, W]` -> raw latents `[B, 8, 1 or 2, h, w]` (Eq. 1).
 
         n is 1, k + 1, or anything between, which counts as k + 1 frames in as much time.
+        `motion`: `estimate_motion(chunk)`, where it is known already.
         """
-        latents = self.encoder(stretch(chunk, self.config.temporal_compression_ratio + 1))
-        return latents if self.shortcut is None else latents + self.shortcut.encode(chunk)
+        length = self.config.temporal_compression_ratio + 1
+        if self.linear is None:
+            return self.encoder(stretch(chunk, length))
+        first, dtype = chunk[:, :, 0], chunk.dtype
+        content = self.linear.encode(first)
+        if chunk.shape[2] == 1:
+            learned = self.encoder(chunk)
+            return learned + content[:, :, None].to(dtype)
+        # Choice: motion is estimated on the frames as they are, not on the first one as it is
+        # decoded. The encoder then needs no decoder; it costs 0.04 dB at 8x and gains 0.17 at 32x.
+        if motion is None:
+            motion = estimate_motion(chunk)
+        moving = to_latents(motion, content.shape[-2:])
+        num_later = chunk.shape[2] - 1
+        times = torch.arange(1, num_later + 1, device=chunk.device).expand(len(chunk), -1)
+        height, width = chunk.shape[-2:]
+        field = displacement(from_latents(moving), times, num_later)[..., :height, :width]
+        warped = warp(first, field).to(dtype)
+        residual = torch.cat([torch.zeros_like(chunk[:, :, :1]), chunk[:, :, 1:] - warped], dim=2)
+        residual = stretch(residual, length)[:, :, 1:]
+        learned = self.encoder(stretch(chunk, length), residual)
+        codes = CODE_RANGE * torch.tanh(learned[:, MOTION_CHANNELS:, 1] / CODE_RANGE)
+        motion_latents = torch.cat([moving.to(dtype), codes], dim=1)
+        return torch.stack([learned[:, :, 0] + content.to(dtype), motion_latents], dim=2)
 
     def fill_motion(self, latents: torch.Tensor) -> torch.Tensor:
         """Add the constant motion latent to an image's `[B, 8, 1, h, w]`: `[B, 8, 2, h, w]`."""
@@ -233,68 +255,108 @@ class AutoencoderREGEN(ModelMixin, AutoencoderMixin, ConfigMixin, LatentStatisti
         timestep: torch.Tensor,
         latents: torch.Tensor,
         frame_times: torch.Tensor,
-        prior: torch.Tensor | None,
     ) -> torch.Tensor:
         """The network: x_t and raw latents `[B, 8, 2, h, w]` -> prediction `[B, 3, F, H, W]`.
 
         Sec. 3.2. `timestep` `[B]` in [0, 1]; `frame_times` `[B, F]` in frames from the start of the
-        chunk; `prior` is `predict_shortcut`'s video of the same latents and times.
+        chunk. Of models without `moving_content`.
         """
-        if self.config.prediction_type != "sample":
-            output = self._network(noisy_video, prior, timestep, latents, frame_times)
-            return output if prior is None else output - prior
-        # Choice: a preconditioned x-prediction. The network sees x_t as far as it can be believed
-        # (at t = 1 not at all: noise as strong as the conditioning is what it would have to learn
-        # to ignore). Without shortcuts it adds to the posterior mean of grey pixels, with them to
-        # the shortcuts' picture: what that leaves is no white noise, and should not start as one.
-        trust = posterior_gain(timestep, PIXEL_DEVIATION).view(-1, 1, 1, 1, 1)
-        noisy_input = trust * noisy_video
-        output = self._network(noisy_input, prior, timestep, latents, frame_times).float()
-        if prior is not None:
-            return prior + SHORTCUT_DEVIATION * output
-        t = timestep.float().view(-1, 1, 1, 1, 1)
-        # What the Gaussian leaves open has variance deviation^2 (1 - trust (1 - t)).
-        scale = PIXEL_DEVIATION * (1 - trust * (1 - t)).clamp_min(0).sqrt()
-        return trust * noisy_video.float() + scale * output
-
-    def predict_shortcut(
-        self, latents: torch.Tensor, frame_times: torch.Tensor, is_image: bool = False
-    ) -> torch.Tensor | None:
-        """The shortcut's video `[B, 3, F, H, W]`, float32, from raw latents `[B, 8, 2, h, w]`.
-
-        None in a model without. `frame_times` `[B, F]` in frames from the start of the chunk;
-        `is_image`: the motion latent is the constant of images.
-        """
-        if self.shortcut is None:
-            return None
-        frame_times = self._stretched(frame_times)
-        if self.linear_decoder is None:
-            return self.shortcut(latents, frame_times, is_image)
-        residual = self.linear_decoder(self.shortcut.codes(latents), frame_times)
-        return self.shortcut(latents, frame_times) + residual.float()
-
-    def _stretched(self, frame_times: torch.Tensor) -> torch.Tensor:
-        """Times in frames of the chunks in use -> in frames of the k + 1 that the networks know."""
-        ratio = self.config.temporal_compression_ratio / self.temporal_compression_ratio
-        return ratio * frame_times
-
-    def _network(
-        self,
-        noisy_video: torch.Tensor,
-        prior: torch.Tensor | None,
-        timestep: torch.Tensor,
-        latents: torch.Tensor,
-        frame_times: torch.Tensor,
-    ) -> torch.Tensor:
         conditioning, context = self.conditioning(latents, self._stretched(frame_times)), None
         if isinstance(self.conditioning, InContextConditioning):
             context = self.conditioning.tokens(latents)
-        video = noisy_video.to(self.dtype)
-        if prior is not None:
-            # Choice: the network sees the shortcut's picture beside the noise. It is to mend that
-            # one.
-            video = torch.cat([video, prior.to(video.dtype)], 1)
-        return self.dit(video, timestep, conditioning, context)
+        if self.config.prediction_type != "sample":
+            return self.dit(noisy_video.to(self.dtype), timestep, conditioning, context)
+        # Choice: a preconditioned x-prediction. The network sees x_t as far as it can be believed
+        # (at t = 1 not at all: noise as strong as the conditioning is what it would have to learn
+        # to ignore), and adds to the posterior mean of a Gaussian: of grey pixels here, of the
+        # prior in `refine`.
+        gain, scale = _precondition(timestep, PIXEL_STD)
+        believed = gain * noisy_video.float()
+        output = self.dit(believed.to(self.dtype), timestep, conditioning, context)
+        return believed + scale * output.float()
+
+    def predict_first(
+        self, noisy_frame: torch.Tensor, timestep: torch.Tensor, content: torch.Tensor
+    ) -> torch.Tensor:
+        """Frame 0 from raw content latents `[B, 8, h, w]`: x_t -> x, `[B, 3, 1, 8 h, 8 w]`."""
+        assert self.linear is not None
+        latents = self.fill_motion(content[:, :, None])
+        times = torch.zeros(len(content), 1, device=content.device)
+        prior = self.linear.decode(content)[:, :, None]
+        conditioning = self.conditioning(latents, times) + self.sources[0]
+        return self._refine(noisy_frame, timestep, prior, prior, conditioning)
+
+    def predict_later(
+        self,
+        noisy_video: torch.Tensor,
+        timestep: torch.Tensor,
+        latents: torch.Tensor,
+        frame_times: torch.Tensor,
+        warped: torch.Tensor,
+        reference: torch.Tensor,
+        has_next: bool,
+        ratio: int | None = None,
+    ) -> torch.Tensor:
+        """Other frames, from `move_content`'s two: x_t -> x, `[B, 3, F, 8 h, 8 w]`."""
+        conditioning = self.conditioning(latents, self._stretched(frame_times, ratio))
+        conditioning = conditioning + self.sources[2 if has_next else 1]
+        return self._refine(noisy_video, timestep, warped, reference, conditioning)
+
+    def move_content(
+        self,
+        first: torch.Tensor,
+        following: torch.Tensor | None,
+        latents: torch.Tensor,
+        frame_times: torch.Tensor,
+        to_first: torch.Tensor | None = None,
+        ratio: int | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Frame 0 `[B, 3, H, W]` as it has moved at `frame_times` `[B, F]`, and a second source.
+
+        Both `[B, 3, F, H, W]`, float32. The second is the next chunk's first frame `following`
+        moved back, or, where there is none, frame 0 as it is. `to_first`: `motion_to_next`, where
+        it is known already. `ratio`: frames of the chunk after its first.
+        """
+        span = self.config.temporal_compression_ratio
+        height, width = first.shape[-2:]
+        motion = from_latents(latents[:, :MOTION_CHANNELS, 1])
+        times = self._stretched(frame_times, ratio)
+        field = displacement(motion, times, span)[..., :height, :width]
+        warped = warp(first, field)
+        if following is None:
+            return warped, first.float()[:, :, None].expand_as(warped)
+        # Choice: a frame is also drawn from the next chunk's first frame, which is decoded anyway.
+        # What a chunk uncovers is seen there, and the last frame of a chunk knows the first of the
+        # next one: no seam. The decoder finds the motion between the two; it costs no latents.
+        if to_first is None:
+            step = span / (ratio or self.temporal_compression_ratio)
+            to_first = motion_to_next(first, following, motion, span, span + step)
+        to_first = interpolate(to_first.float(), NEXT_CELL)[..., :height, :width]
+        return warped, warp(following, field_to_next(field, to_first))
+
+    def _refine(
+        self,
+        noisy_video: torch.Tensor,
+        timestep: torch.Tensor,
+        prior: torch.Tensor,
+        reference: torch.Tensor,
+        conditioning: torch.Tensor,
+    ) -> torch.Tensor:
+        """x_t -> x, float32, where x is `prior` but for a residual; see `predict`."""
+        gain, scale = _precondition(timestep, PRIOR_STD)
+        t = timestep.float().view(-1, 1, 1, 1, 1)
+        believed = gain * (noisy_video.float() - (1 - t) * prior)
+        inputs = torch.cat([believed / PRIOR_STD, prior, reference], dim=1)
+        output = self.dit(inputs.to(self.dtype), timestep, conditioning.to(self.dtype))
+        return prior + believed + scale * output.float()
+
+    def _stretched(self, frame_times: torch.Tensor, ratio: int | None = None) -> torch.Tensor:
+        """Times in frames of chunks of `ratio` + 1 -> in frames of the k + 1 of the networks.
+
+        None: of the chunks in use.
+        """
+        ratio = ratio or self.temporal_compression_ratio
+        return frame_times * (self.config.temporal_compression_ratio / ratio)
 
     # -- the public pair ---------------------------------------------------------------------------
 
@@ -351,47 +413,15 @@ class AutoencoderREGEN(ModelMixin, AutoencoderMixin, ConfigMixin, LatentStatisti
         video = latents.new_empty(
             (latents.shape[0], 3, len(times), height, width), dtype=torch.float32
         )
+        decoder = ChunkDecoder(self, raw_latents, num_inference_steps, generator)
         for index in chunk_index.unique().tolist():
-            chunk_latents = raw_latents[:, :, 2 * index : 2 * index + 2]
             wanted = (chunk_index == index).nonzero()[:, 0]
             # Choice: at most k + 1 frames are generated together; more times make more groups. The
             # cost of attention grows with the square of their number.
             for group in wanted.split(self.geometry.chunk_length):
-                sample = self._decode_chunk(
-                    chunk_latents, local_times[group], num_inference_steps, generator
-                )
+                sample = decoder.decode(index, local_times[group])
                 video[:, :, group.to(video.device)] = sample[..., :height, :width].clamp(-1, 1)
         return DecoderOutput(sample=video) if return_dict else (video,)
-
-    def _decode_chunk(
-        self,
-        raw_latents: torch.Tensor,
-        local_times: torch.Tensor,
-        num_inference_steps: int,
-        generator: torch.Generator | None,
-    ) -> torch.Tensor:
-        is_image = raw_latents.shape[2] == 1
-        raw_latents = self.fill_motion(raw_latents)
-        batch, _, _, rows, columns = raw_latents.shape
-        window = self.config.attention_window or 1
-        raw_latents = F.pad(
-            raw_latents, (0, -columns % window, 0, -rows % window, 0, 0), mode="replicate"
-        )
-        frame_times = local_times.to(raw_latents.device, torch.float32).expand(batch, -1)
-        shape = (batch, 3, len(local_times), *(PATCH * size for size in raw_latents.shape[-2:]))
-        noise = randn_tensor(
-            shape, generator=generator, device=raw_latents.device, dtype=torch.float32
-        )
-        prediction_type = self.config.prediction_type
-        prior = self.predict_shortcut(raw_latents, frame_times, is_image)
-
-        def denoise(noisy: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
-            video = noisy.to(self.dtype)
-            output = self.predict(video, timestep, raw_latents, frame_times, prior)
-            return predicted_sample(output, noisy, timestep, prediction_type)
-
-        start = EPSILON_MAX_TIMESTEP if prediction_type == "epsilon" else 1.0
-        return euler_sample(denoise, noise, num_inference_steps, start)
 
     def _check_decode(
         self,
@@ -449,10 +479,118 @@ class AutoencoderREGEN(ModelMixin, AutoencoderMixin, ConfigMixin, LatentStatisti
         """
         digest = hashlib.sha256(str(self.config.temporal_compression_ratio).encode())
         for name, tensor in sorted(self.state_dict().items()):
-            if name.startswith(("encoder.", "shortcut.", "latents_")):
+            if name.startswith(("encoder.", "linear.analysis.", "latents_")):
                 digest.update(f"{name}{list(tensor.shape)}".encode())
                 digest.update(tensor.detach().cpu().bfloat16().view(torch.int16).numpy().tobytes())
         return digest.hexdigest()[:16]
+
+
+class ChunkDecoder:
+    """Decodes the chunks of raw latents `[B, 8, n, h, w]` at any times of each.
+
+    Keeps the first frames of two neighbouring chunks, as the later frames are drawn from both.
+    """
+
+    def __init__(
+        self,
+        model: AutoencoderREGEN,
+        raw_latents: torch.Tensor,
+        num_inference_steps: int,
+        generator: torch.Generator | None,
+    ) -> None:
+        self.model, self.generator = model, generator
+        self.steps = num_inference_steps
+        rows, columns = raw_latents.shape[-2:]
+        window = model.config.attention_window or 1
+        padding = (0, -columns % window, 0, -rows % window, 0, 0)
+        self.latents = F.pad(raw_latents, padding, mode="replicate")
+        self.firsts: dict[int, torch.Tensor] = {}  # [B, 3, H, W] of the chunks last asked for
+        self.noises: dict[int, torch.Tensor] = {}
+
+    @property
+    def num_chunks(self) -> int:
+        return -(-self.latents.shape[2] // 2)
+
+    def decode(self, index: int, frame_times: torch.Tensor) -> torch.Tensor:
+        """Chunk `index` at `frame_times` `[F]` of its own: `[B, 3, F, 8 h', 8 w']`, float32.
+
+        h', w' are h and w rounded up to the attention window.
+        """
+        latents = self.latents[:, :, 2 * index : 2 * index + 2]
+        times = frame_times.to(latents.device, torch.float32).expand(len(latents), -1)
+        if self.model.linear is None:
+            return self._decode_plain(self.model.fill_motion(latents), times)
+        first = self._first(index)
+        is_first = frame_times == 0
+        if latents.shape[2] == 1 or is_first.all():
+            # Choice: an image does not move. At other times than 0 it is what it is.
+            return first[:, :, None].expand(-1, -1, len(frame_times), -1, -1)
+        has_next = index + 1 < self.num_chunks
+        following = self._first(index + 1) if has_next else None
+        self.firsts = {key: one for key, one in self.firsts.items() if key >= index}
+        video = first[:, :, None].repeat(1, 1, len(frame_times), 1, 1)
+        video[:, :, ~is_first] = self._later(
+            first, following, latents, times[:, ~is_first], self.noises[index]
+        )
+        return video
+
+    def _first(self, index: int) -> torch.Tensor:
+        if index not in self.firsts:
+            content = self.latents[:, :, 2 * index]
+            noise = self._noise(1)
+            self.noises[index] = noise[:, :, 0]
+            sample = euler_sample(
+                lambda noisy, t: self.model.predict_first(noisy, t, content),
+                noise,
+                self.steps,
+                open_timestep=OPEN_TIMESTEP,
+            )
+            self.firsts[index] = sample[:, :, 0].clamp(-1, 1)
+        return self.firsts[index]
+
+    def _later(
+        self,
+        first: torch.Tensor,
+        following: torch.Tensor | None,
+        latents: torch.Tensor,
+        times: torch.Tensor,
+        noise: torch.Tensor,
+    ) -> torch.Tensor:
+        model = self.model
+        sources = model.move_content(first, following, latents, times)
+        has_next = following is not None
+        # Choice: the noise of all frames of a chunk is one picture's.
+        return euler_sample(
+            lambda noisy, t: model.predict_later(noisy, t, latents, times, *sources, has_next),
+            noise[:, :, None].expand(-1, -1, times.shape[1], -1, -1),
+            self.steps,
+            open_timestep=OPEN_TIMESTEP,
+        )
+
+    def _decode_plain(self, latents: torch.Tensor, times: torch.Tensor) -> torch.Tensor:
+        model, kind = self.model, self.model.config.prediction_type
+
+        def denoise(noisy: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
+            output = model.predict(noisy.to(model.dtype), timestep, latents, times)
+            return predicted_sample(output, noisy, timestep, kind)
+
+        start = EPSILON_MAX_TIMESTEP if kind == "epsilon" else 1.0
+        return euler_sample(denoise, self._noise(times.shape[1]), self.steps, start)
+
+    def _noise(self, num_frames: int) -> torch.Tensor:
+        batch, _, _, rows, columns = self.latents.shape
+        shape = (batch, 3, num_frames, PATCH * rows, PATCH * columns)
+        device = self.latents.device
+        return randn_tensor(shape, generator=self.generator, device=device, dtype=torch.float32)
+
+
+def _precondition(
+    timestep: torch.Tensor, standard_deviation: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Posterior gain and what it leaves open (standard deviation), `[B, 1, 1, 1, 1]` each."""
+    t = timestep.float().view(-1, 1, 1, 1, 1)
+    gain = posterior_gain(timestep, standard_deviation).view(-1, 1, 1, 1, 1)
+    return gain, standard_deviation * (1 - gain * (1 - t)).clamp_min(0).sqrt()
 
 
 def check_video(video: torch.Tensor) -> None:

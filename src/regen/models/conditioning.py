@@ -15,7 +15,7 @@ from torch import nn
 
 
 class ModulatedSIREN(nn.Module):
-    """M(f; z_m): sine layers over time, phase scaled and shifted at each place by z_m(y, x).
+    """M(f; z_m): sine layers over time, phase scaled and shifted at each position by z_m(y, x).
 
     Choice: z_m scales and shifts the phase of each layer; time enters as f / k. The paper says that
     z_m modulates the SIREN, not how.

@@ -16,7 +16,7 @@ from einops import rearrange
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from regen.models.picture import PATCH
+from regen.models.patches import PATCH
 
 # On a CPU two matrix products and a softmax train 3 to 4 times faster than the fused kernel up to
 # about this many tokens (bf16, 4 heads of 64: 144 tokens 36 against 128 ms, 576 tokens even).
@@ -124,10 +124,14 @@ class FeedForward(nn.Module):
 class DiTBlock(nn.Module):
     """adaLN-Zero block (Peebles & Xie, 2023) on tokens `[B, F, h, w, D]`.
 
-    `window`: attention sees all frames of squares of window x window places, moved by half a window
-    (cyclically) when `shifted`; None is the paper's full spatiotemporal attention.
-    Choice: attention of the tiny preset stays within windows. The cost of full attention grows with
+    `window`: attention sees all frames of squares of window x window positions, moved by half a
+    window (cyclically) when `shifted`; None is the paper's full spatiotemporal attention.
+    `framewise`: attention stays within each frame.
+    Choice: attention of a small preset stays within windows. The cost of full attention grows with
     the square of the number of tokens.
+    Choice: with content that moves, attention stays within a frame. All frames are made from the
+    same latents and the same first frame; so what a frame is does not depend on which others are
+    asked for.
     """
 
     def __init__(
@@ -139,9 +143,11 @@ class DiTBlock(nn.Module):
         window: int | None,
         shifted: bool,
         shared_modulation: bool,
+        framewise: bool,
     ) -> None:
         super().__init__()
         self.window = window
+        self.framewise = framewise
         self.shift = window // 2 if window and shifted else 0
         self.attn = Attention(dim, num_heads)
         self.ff = FeedForward(dim, int(dim * mlp_ratio), mlp_conv)
@@ -160,15 +166,14 @@ class DiTBlock(nn.Module):
             return rearrange(tokens, "b (f h w) d -> b f h w d", f=num_frames, h=height)
         if self.shift:
             hidden_states = hidden_states.roll((-self.shift, -self.shift), (2, 3))
-        rows, columns = height // self.window, width // self.window
-        tokens = rearrange(
-            hidden_states, "b f (r p) (c q) d -> (b r c) (f p q) d", p=self.window, q=self.window
-        )
-        tokens = rearrange(
-            self.attn(tokens),
-            "(b r c) (f p q) d -> b f (r p) (c q) d",
-            r=rows, c=columns, f=num_frames, p=self.window,
-        )  # fmt: skip
+        if self.framewise:
+            split, merged = "b f (r p) (c q) d", "(b f r c) (p q) d"
+        else:
+            split, merged = "b f (r p) (c q) d", "(b r c) (f p q) d"
+        sizes = {"p": self.window, "q": self.window}
+        tokens = self.attn(rearrange(hidden_states, f"{split} -> {merged}", **sizes))
+        sizes |= {"f": num_frames, "r": height // self.window, "c": width // self.window}
+        tokens = rearrange(tokens, f"{merged} -> {split}", **sizes)
         return tokens.roll((self.shift, self.shift), (2, 3)) if self.shift else tokens
 
     def forward(self, hidden_states: torch.Tensor, temb: torch.Tensor) -> torch.Tensor:
@@ -199,15 +204,18 @@ class REGENDiT(nn.Module):
         window: int | None,
         shared_modulation: bool,
         in_channels: int = 3,
+        framewise: bool = False,
     ) -> None:
         super().__init__()
-        self.window = window
         self.gradient_checkpointing = False
         self.patch_embed = nn.Linear(in_channels * PATCH**2, dim)
         self.time_embed = nn.Sequential(nn.Linear(256, dim), nn.SiLU(), nn.Linear(dim, dim))
         self.shared_modulation = nn.Linear(dim, 6 * dim) if shared_modulation else None
         self.blocks = nn.ModuleList(
-            DiTBlock(dim, num_heads, mlp_ratio, mlp_conv, window, index % 2 == 1, shared_modulation)
+            DiTBlock(
+                dim, num_heads, mlp_ratio, mlp_conv, window, index % 2 == 1, shared_modulation,
+                framewise,
+            )
             for index in range(num_layers)
         )
         self.final_modulation = nn.Linear(dim, 2 * dim)

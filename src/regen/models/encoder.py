@@ -63,12 +63,13 @@ class ChannelRMSNorm(nn.Module):
 class ResidualBlock(nn.Module):
     """norm - SiLU - conv - norm - SiLU - conv, plus a shortcut (MAGVIT-v2's, other norms)."""
 
-    def __init__(self, in_channels: int, out_channels: int) -> None:
+    def __init__(self, in_channels: int, out_channels: int, time_kernel: int = 3) -> None:
         super().__init__()
+        kernel = (time_kernel, 3, 3)
         self.norm1 = ChannelRMSNorm(in_channels)
-        self.conv1 = CausalConv3d(in_channels, out_channels)
+        self.conv1 = CausalConv3d(in_channels, out_channels, kernel)
         self.norm2 = ChannelRMSNorm(out_channels)
-        self.conv2 = CausalConv3d(out_channels, out_channels)
+        self.conv2 = CausalConv3d(out_channels, out_channels, kernel)
         self.shortcut = (
             CausalConv3d(in_channels, out_channels, (1, 1, 1))
             if in_channels != out_channels
@@ -85,12 +86,16 @@ class REGENEncoder(nn.Module):
     """Causal 3D convolutional encoder (Eq. 1).
 
     `block_out_channels`: width of each stage. `strides`: the (time, space) halving after each
-    stage, (1, 1) for none; the products are the compression ratios (space: times `patch_size`).
-    `patch_size`: pixels folded into channels before the first convolution; 1 in the paper.
+    stage, (1, 1) for none; the products are the compression ratios (time: times `time_patch_size`,
+    space: times `patch_size`). `patch_size`: pixels folded into channels before the first
+    convolution; 1 in the paper.
+    `time_patch_size`: frames after the first that are folded into channels, each beside what the
+    warp of the first frame leaves of it (`residual`); None in the paper.
+    `time_kernel`: of the residual blocks; 1 leaves the time to the strided convolutions.
 
     Choice: the fifth halving in time of k = 32 follows the last stage. Five stages have four
     transitions.
-    Choice: the encoder of the tiny preset folds 8 x 8 pixels. Convolutions at full size are most of
+    Choice: the encoder of a small preset folds 8 x 8 pixels. Convolutions at full size are most of
     the cost of an encoder that a CPU can train.
     """
 
@@ -101,18 +106,25 @@ class REGENEncoder(nn.Module):
         layers_per_block: int,
         strides: Sequence[Sequence[int]],
         patch_size: int,
+        time_patch_size: int | None = None,
+        time_kernel: int = 3,
     ) -> None:
         super().__init__()
         self.patch_size = patch_size
+        self.time_patch_size = time_patch_size
         self.gradient_checkpointing = False
         width = block_out_channels[0]
         self.conv_in = CausalConv3d(
             3 * patch_size**2, width, (1, 1, 1) if patch_size > 1 else (3, 3, 3)
         )
+        self.conv_in_later: CausalConv3d | None = None
+        if time_patch_size is not None:
+            later_channels = 2 * time_patch_size * 3 * patch_size**2
+            self.conv_in_later = CausalConv3d(later_channels, width, (1, 1, 1))
         self.blocks = nn.ModuleList()
         for out_channels, (temporal, spatial) in zip(block_out_channels, strides, strict=True):
             for _ in range(layers_per_block):
-                self.blocks.append(ResidualBlock(width, out_channels))
+                self.blocks.append(ResidualBlock(width, out_channels, time_kernel))
                 width = out_channels
             if (temporal, spatial) != (1, 1):
                 kernel = (
@@ -126,14 +138,30 @@ class REGENEncoder(nn.Module):
             width, latent_channels, (1, 1, 1) if patch_size > 1 else (3, 3, 3)
         )
 
-    def forward(self, video: torch.Tensor) -> torch.Tensor:
-        hidden_states = rearrange(
-            video, "b c t (h p) (w q) -> b (c p q) t h w", p=self.patch_size, q=self.patch_size
-        ).contiguous(memory_format=torch.channels_last_3d)  # [B, 3 p p, T, H/p, W/p]
-        hidden_states = self.conv_in(hidden_states)
+    def forward(self, video: torch.Tensor, residual: torch.Tensor | None = None) -> torch.Tensor:
+        """`video` `[B, 3, T, H, W]`; `residual` `[B, 3, T - 1, H, W]` where time is folded."""
+        hidden_states = self._stem(video, residual)  # [B, D, T', H/p, W/p]
         for block in self.blocks:
             if self.gradient_checkpointing and torch.is_grad_enabled():
                 hidden_states = checkpoint(block, hidden_states, use_reentrant=False)
             else:
                 hidden_states = block(hidden_states)
         return self.conv_out(F.silu(self.norm_out(hidden_states)))  # [B, 8, 1 or 2, H/8, W/8]
+
+    def _stem(self, video: torch.Tensor, residual: torch.Tensor | None) -> torch.Tensor:
+        if self.conv_in_later is None:
+            return self.conv_in(self._fold(video, 1))
+        first = self.conv_in(self._fold(video[:, :, :1], 1))
+        if residual is None:
+            return first
+        assert self.time_patch_size is not None
+        later = torch.cat([video[:, :, 1:], residual.to(video.dtype)], dim=1)
+        later = self.conv_in_later(self._fold(later, self.time_patch_size))
+        return torch.cat([first, later], dim=2)
+
+    def _fold(self, video: torch.Tensor, time_patch_size: int) -> torch.Tensor:
+        return rearrange(
+            video,
+            "b c (t r) (h p) (w q) -> b (c r p q) t h w",
+            r=time_patch_size, p=self.patch_size, q=self.patch_size,
+        ).contiguous(memory_format=torch.channels_last_3d)  # fmt: skip

@@ -9,7 +9,7 @@ from diffusers.utils.torch_utils import randn_tensor
 
 from regen.flow import EPSILON_MAX_TIMESTEP, euler_sample, predicted_sample
 from regen.models.autoencoder import AutoencoderREGEN, check_latents
-from regen.models.picture import PATCH
+from regen.models.patches import PATCH
 
 
 @torch.no_grad()

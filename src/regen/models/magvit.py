@@ -20,7 +20,7 @@ from torch.utils.checkpoint import checkpoint
 from regen.chunking import ChunkGeometry
 from regen.models.autoencoder import REGENEncoderOutput, check_latents, check_video
 from regen.models.encoder import CausalConv3d, ChannelRMSNorm, REGENEncoder, ResidualBlock
-from regen.models.picture import PATCH
+from regen.models.patches import PATCH
 
 LOG_VARIANCE_RANGE = (-30.0, 20.0)
 

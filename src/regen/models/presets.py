@@ -1,9 +1,9 @@
 """Model configurations as functions; each returns the arguments of its model class.
 
 `regen_4x` .. `regen_32x` are the paper's size (B.3), `magvit_4x` .. `magvit_32x` its baseline
-(B.2.1). `tiny_8x` and `tiny_32x` are what the embedded weights use. `small_*` and `magvit_small_*`
-are the paper's comparison at a size that a CPU trains: the same encoder, no shortcuts, decoders of
-about the same cost.
+(B.2.1). `natural_32x` and `shapes_32x` are what the embedded weights use. `small_*` and
+`magvit_small_*` are the paper's comparison at a size that a CPU trains: the same encoder, decoders
+of about the same cost.
 """
 
 from collections.abc import Callable
@@ -47,16 +47,17 @@ def regen_32x() -> dict[str, Any]:
     return _paper(32)
 
 
-def tiny_8x() -> dict[str, Any]:
-    """About 7 M parameters, trains on a CPU: patch stem, windows of 4 x 4 places, shortcuts."""
+def natural_32x() -> dict[str, Any]:
+    """Natural video at 1 to 32x, content that moves: 6 M parameters, trains on a CPU."""
     return {
-        "temporal_compression_ratio": 8,
-        "encoder_block_out_channels": (48, 48, 48, 48),
+        "temporal_compression_ratio": 32,
+        "encoder_block_out_channels": (128,) * 4,
         "encoder_layers_per_block": 1,
         "encoder_strides": ((2, 1), (2, 1), (2, 1), (1, 1)),
         "encoder_patch_size": 8,
-        "num_layers": 3,
-        "picture_blocks": (4, 6),
+        "encoder_time_patch_size": 4,
+        "encoder_time_kernel": 1,
+        "num_layers": 6,
         "num_attention_heads": 4,
         "attention_head_dim": 64,
         "mlp_ratio": 3.0,
@@ -64,20 +65,7 @@ def tiny_8x() -> dict[str, Any]:
         "attention_window": 4,
         "shared_modulation": True,
         "siren_width": 96,
-        "motion_shortcut": True,
-    }
-
-
-def tiny_32x() -> dict[str, Any]:
-    """`tiny_8x` for chunks of 33 frames: a temporal codec, and less of everything else."""
-    return tiny_8x() | {
-        "temporal_compression_ratio": 32,
-        "temporal_coefficients": 384,
-        "num_layers": 1,
-        "num_attention_heads": 3,
-        "mlp_ratio": 2.0,
-        "encoder_block_out_channels": (16,) * 6,
-        "encoder_strides": ((2, 1), (2, 1), (2, 1), (2, 1), (2, 1), (1, 1)),
+        "moving_content": True,
     }
 
 
@@ -93,7 +81,16 @@ def _small_encoder(ratio: int) -> dict[str, Any]:
 
 
 def _small(ratio: int) -> dict[str, Any]:
-    return tiny_8x() | _small_encoder(ratio) | {"motion_shortcut": False, "num_layers": 5}
+    return _small_encoder(ratio) | {
+        "num_layers": 5,
+        "num_attention_heads": 4,
+        "attention_head_dim": 64,
+        "mlp_ratio": 3.0,
+        "mlp_conv": True,
+        "attention_window": 4,
+        "shared_modulation": True,
+        "siren_width": 96,
+    }
 
 
 def small_4x() -> dict[str, Any]:
@@ -101,7 +98,7 @@ def small_4x() -> dict[str, Any]:
 
 
 def small_8x() -> dict[str, Any]:
-    """`tiny_8x` without its shortcuts: the paper's method, 4.7 M parameters."""
+    """The paper's method with a patch stem and windows of 4 x 4 positions: 4.7 M parameters."""
     return _small(8)
 
 
@@ -111,6 +108,11 @@ def small_16x() -> dict[str, Any]:
 
 def small_32x() -> dict[str, Any]:
     return _small(32)
+
+
+def shapes_32x() -> dict[str, Any]:
+    """The paper's method on the generated world (64 x 64), 33 frames to 2: 3 M parameters."""
+    return small_32x() | {"num_layers": 5, "num_attention_heads": 3, "mlp_ratio": 2.5}
 
 
 def in_context(config: dict[str, Any]) -> dict[str, Any]:
@@ -224,8 +226,8 @@ def _named(*presets: Preset) -> dict[str, Preset]:
 
 
 PRESETS = _named(
-    regen_4x, regen_8x, regen_16x, regen_32x, regen_in_context_8x, tiny_8x, tiny_32x,
-    small_4x, small_8x, small_16x, small_32x, small_full_8x, small_in_context_8x,
+    regen_4x, regen_8x, regen_16x, regen_32x, regen_in_context_8x, natural_32x,
+    small_4x, small_8x, small_16x, small_32x, shapes_32x, small_full_8x, small_in_context_8x,
 )  # fmt: skip
 
 MAGVIT_PRESETS = _named(

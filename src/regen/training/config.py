@@ -29,14 +29,16 @@ class RunConfig:
     """Folder of the run: checkpoints, TensorBoard log, sample sheets, and at the end the model."""
     steps: int = 20000
     """Iterations in all."""
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    """muon: on the matrices of the blocks, and AdamW at half the rate on everything else."""
     learning_rate: float = 1e-3
-    """Peak of AdamW's learning rate."""
+    """Peak learning rate."""
     warmup_steps: int = 200
     """Iterations of linear warm-up."""
     cooldown_share: float = 0.25
     """Last share of the iterations, over which the learning rate falls linearly to 0."""
     weight_decay: float = 0.01
-    """AdamW's weight decay (matrices only)."""
+    """Weight decay (matrices only)."""
     ema_decay: float = 0.999
     """Decay of the averaged weights, which are what is validated and exported."""
     mixed_precision: Literal["no", "bf16"] = "bf16"

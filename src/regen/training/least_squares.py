@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import nn
 
-from regen.models.picture import repeat_edges
+from regen.models.patches import repeat_edges
 
 RIDGE = 1e-4  # on whitened codes, whose own variance is 1
 FLOOR = 1e-6  # of a variance over a patch, where the data has fewer directions than channels

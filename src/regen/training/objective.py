@@ -13,7 +13,7 @@ from torch import nn
 
 from regen.flow import EPSILON_MAX_TIMESTEP, add_noise, training_target
 from regen.models.autoencoder import AutoencoderREGEN
-from regen.models.picture import PATCH
+from regen.models.patches import PATCH
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from torch import nn
 
 from regen.models.autoencoder import AutoencoderREGEN
 from regen.training.config import RunConfig
+from regen.training.muon import Muon
 
 
 def learning_rate_factor(
@@ -36,6 +37,8 @@ def make_optimizer(model: nn.Module, config: RunConfig) -> torch.optim.AdamW:
             solved.append(parameter)
         else:
             (matrices if parameter.ndim > 1 else vectors).append(parameter)
+    if config.optimizer == "muon":
+        return _muon(model, config)
     groups = [
         {"params": matrices, "weight_decay": config.weight_decay, "scale": 1.0},
         {"params": vectors, "weight_decay": 0.0, "scale": 1.0},
@@ -43,6 +46,23 @@ def make_optimizer(model: nn.Module, config: RunConfig) -> torch.optim.AdamW:
     ]
     groups = [group for group in groups if group["params"]]
     return torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.95), fused=True)
+
+
+def _muon(model: nn.Module, config: RunConfig) -> Muon:
+    """Muon on the matrices of `blocks`, AdamW at half the rate on everything else.
+
+    Choice: embedders are trained with Muon. At equal time pictures gained half as much again as
+    with AdamW (docs/log.md).
+    """
+    trained = [(name, one) for name, one in model.named_parameters() if one.requires_grad]
+    matrices = [one for name, one in trained if one.ndim > 1 and "blocks." in name]
+    chosen = {id(one) for one in matrices}
+    others = [one for _, one in trained if id(one) not in chosen]
+    groups = [
+        {"params": matrices, "muon": True, "weight_decay": config.weight_decay, "scale": 1.0},
+        {"params": others, "muon": False, "weight_decay": 0.0, "scale": 0.5},
+    ]
+    return Muon(groups, lr=config.learning_rate, betas=(0.9, 0.95))
 
 
 def make_discriminator_optimizer(module: nn.Module, config: RunConfig) -> torch.optim.AdamW:

@@ -1,0 +1,62 @@
+"""Pixels as patches of 8 x 8, and the linear codec on them: where a model of moving content starts.
+
+Shapes here are of one frame, or of frames folded into channels; all is float32.
+"""
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import nn
+
+PATCH = 8  # pixels; the spatial compression ratio of every REGEN model
+PATCH_VALUES = 3 * PATCH**2
+
+
+def to_patches(video: torch.Tensor) -> torch.Tensor:
+    """`[B, 3, T, H, W]` -> `[B, T * 192, H/8, W/8]`, channels ordered (t, c, y, x)."""
+    return rearrange(video, "b c t (h p) (w q) -> b (t c p q) h w", p=PATCH, q=PATCH)
+
+
+def repeat_edges(planes: torch.Tensor) -> torch.Tensor:
+    """One more row and column on each side of `[B, C, h, w]`, repeated.
+
+    (F.pad's backward breaks under torch.compile.)
+    """
+    planes = torch.cat([planes[:, :, :1], planes, planes[:, :, -1:]], dim=2)
+    return torch.cat([planes[..., :1], planes, planes[..., -1:]], dim=3)
+
+
+def in_float32(tensor: torch.Tensor) -> torch.autocast:
+    """A context in which the operations on `tensor`'s device keep their precision."""
+    return torch.autocast(tensor.device.type, enabled=False)
+
+
+class LinearCodec(nn.Module):
+    """A frame -> `num_channels` whitened principal components of each patch -> the frame again.
+
+    The synthesis is linear in the 3 x 3 neighbourhood of each patch. This is the residual path
+    around encoder and decoder (DC-AE, 2024): what linear coding can do, the model does from its
+    first step. `regen.training.linear_start` solves for the weights.
+    """
+
+    def __init__(self, num_channels: int) -> None:
+        super().__init__()
+        self.analysis = nn.Conv2d(PATCH_VALUES, num_channels, 1)
+        self.synthesis = nn.Conv2d(num_channels, PATCH_VALUES, 3)
+
+    def encode(self, frame: torch.Tensor) -> torch.Tensor:
+        """`[B, 3, H, W]` in [-1, 1] -> `[B, num_channels, H/8, W/8]`, about unit variance."""
+        with in_float32(frame):
+            return _convolve(self.analysis, to_patches(frame.float()[:, :, None]))
+
+    def decode(self, latents: torch.Tensor) -> torch.Tensor:
+        """`[B, num_channels, h, w]` -> `[B, 3, 8 h, 8 w]`."""
+        with in_float32(latents):
+            patches = _convolve(self.synthesis, repeat_edges(latents.float()))
+        return rearrange(patches, "b (c p q) h w -> b c (h p) (w q)", p=PATCH, q=PATCH)
+
+
+def _convolve(conv: nn.Conv2d, planes: torch.Tensor) -> torch.Tensor:
+    """`conv` in float32, whatever the model's dtype."""
+    assert conv.bias is not None
+    return F.conv2d(planes, conv.weight.float(), conv.bias.float())
