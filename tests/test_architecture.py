@@ -23,7 +23,7 @@ ROOMS: dict[str, set[str]] = {
     "perceptual": set(),
     "models": {"chunking", "flow"},
     "data": {"video"},
-    "evaluation": {"video", "latents", "models", "data"},
+    "evaluation": {"video", "latents", "perceptual", "models", "data"},
     "text": set(),
     "cache": {"video", "latents", "models", "data", "text"},
     "pipeline": {"models", "text"},
@@ -78,7 +78,6 @@ FORBIDDEN_NAMES = {"utils.py", "util.py", "common.py", "misc.py"}
 # What needs no import of ours, and distributions whose modules have another name.
 INDIRECT = {"tensorboard"}  # accelerate's tracker
 MODULES = {
-    "cd-fvd": "cdfvd",
     "pillow": "PIL",
     "scikit-image": "skimage",
     "pre-commit": "pre_commit",

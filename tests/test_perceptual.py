@@ -14,23 +14,13 @@ from safetensors.torch import save_file
 from regen.perceptual import weights
 from regen.perceptual.i3d import I3D, _names
 from regen.perceptual.lpips import LPIPS
-from regen.perceptual.weights import PUBLISHED, WeightsAbsent, find_published, read_published
+from regen.perceptual.weights import PUBLISHED, WeightsAbsent, read_published
 
 torch.set_num_threads(1)
 EXPECTED = {
     "alex": [0.02535108, 0.03647681, 0.03668034],
     "vgg": [0.12889297, 0.12888382, 0.13513651],
 }
-
-
-def are_installed() -> bool:
-    try:
-        return all(map(find_published, PUBLISHED))
-    except WeightsAbsent:
-        return False
-
-
-needs_weights = pytest.mark.skipif(not are_installed(), reason=weights.COMMAND)
 
 
 def pattern(num_frames: int, height: int, width: int) -> torch.Tensor:
@@ -40,7 +30,7 @@ def pattern(num_frames: int, height: int, width: int) -> torch.Tensor:
     return torch.stack(channels)[None].float()
 
 
-@needs_weights
+@pytest.mark.published
 @pytest.mark.parametrize("network", ["alex", "vgg"])
 def test_lpips_is_lpips(network: str) -> None:
     frames = pattern(4, 64, 80)[0].transpose(0, 1)
@@ -54,7 +44,7 @@ def test_lpips_is_lpips(network: str) -> None:
         assert lpips(frames[:3], frames[1:]) == pytest.approx(EXPECTED[network], rel=0.1)
 
 
-@needs_weights
+@pytest.mark.published
 def test_lpips_is_a_loss() -> None:
     """Gradients reach the picture alone, and are finite where all features are zero."""
     lpips = LPIPS("vgg")
@@ -67,7 +57,7 @@ def test_lpips_is_a_loss() -> None:
         lpips(torch.zeros(1, 3, 8, 64), torch.zeros(1, 3, 8, 64))
 
 
-@needs_weights
+@pytest.mark.published
 def test_i3d_is_i3d() -> None:
     i3d = I3D()
     with torch.inference_mode():
@@ -82,7 +72,7 @@ def test_i3d_is_i3d() -> None:
     assert not any(parameter.requires_grad for parameter in i3d.parameters())
 
 
-@needs_weights
+@pytest.mark.published
 def test_files_that_the_user_names(tmp_path: Path) -> None:
     """The same weights under the names of torchvision and of cd-fvd give the same numbers."""
     tensors = read_published("alex")

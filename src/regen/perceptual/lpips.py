@@ -83,6 +83,7 @@ class LPIPS(nn.Module):
         levels = []
         mean, deviation = self.get_buffer("mean"), self.get_buffer("standard_deviation")
         hidden_states = (frames.float() - mean) / deviation
+        hidden_states = hidden_states.contiguous(memory_format=torch.channels_last)  # faster
         for index, padding, stride, pool, is_level in _LAYERS[self.network]:
             if pool:
                 hidden_states = F.max_pool2d(hidden_states, pool, 2)
