@@ -7,6 +7,7 @@ import torch
 
 from regen.models.autoencoder import AutoencoderREGEN
 from regen.models.presets import tiny_8x
+from regen.perceptual import weights
 
 torch.set_num_threads(1)  # the models and pictures are so small that threads only cost
 
@@ -32,6 +33,23 @@ def make_small_model(seed: int = 0) -> AutoencoderREGEN:
         model.latents_mean.normal_(0, 0.1, generator=generator)
         model.latents_std.fill_(0.5)
     return model.eval()
+
+
+# LPIPS and I3D take seconds: their weights are absent, but for tests marked `published`.
+PUBLISHED = dict(weights.PUBLISHED)
+weights.PUBLISHED.update({name: ("not-installed", *rest) for name, (_, *rest) in PUBLISHED.items()})
+
+
+@pytest.fixture(autouse=True)
+def published(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not request.node.get_closest_marker("published"):
+        return
+    monkeypatch.setattr(weights, "PUBLISHED", PUBLISHED)
+    for network in PUBLISHED:
+        try:
+            weights.find_published(network)
+        except weights.WeightsAbsent as error:
+            pytest.skip(str(error))
 
 
 @pytest.fixture(scope="session")

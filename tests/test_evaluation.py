@@ -12,6 +12,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
 import regen.evaluation.evaluate as evaluation
 import regen.evaluation.networks as networks
@@ -21,7 +22,7 @@ from regen.evaluation.evaluate import evaluate
 from regen.evaluation.frechet import frechet_distance
 from regen.evaluation.measure import measure
 from regen.evaluation.plots import ticks
-from regen.evaluation.protocols import find_clips, stem_of
+from regen.evaluation.protocols import find_clips, rotate_hue, stem_of
 from regen.evaluation.systems import folder_system
 from regen.evaluation.temporal import (
     colour_error,
@@ -340,7 +341,7 @@ def test_rows_say_what_they_are(measured: tuple[Path, dict], clips: Path) -> Non
     by_hand = [clip["psnr_by_seed"] for clip in row["clips"]]
     assert summary["mean"]["psnr"] == pytest.approx(np.mean(by_hand))
     protocol = results["protocol"]
-    assert protocol["size"] == 32 and protocol["lpips"] is None and len(protocol["clips"]) == 3
+    assert protocol["size"] == 32 and protocol["lpips_vgg"] is None and len(protocol["clips"]) == 3
     assert json.loads((output / "results.json").read_text())["protocol"] == protocol
 
 
@@ -529,7 +530,7 @@ def test_the_report_is_one_file(measured: tuple[Path, dict]) -> None:
     for outside in ("src='http", 'src="http', "<link", "<script", "@import", "url("):
         assert outside not in page
     assert page.count("data:image/jpeg;base64,") == 6  # three worst clips of two rows
-    assert "rFVD: absent" in page and "LPIPS: absent" in page
+    assert "LPIPS AlexNet, LPIPS VGG, rFVD: absent, the weights are not installed: pip inst" in page
     for row in results["rows"]:
         assert f"{row['sets']['clips']['mean']['psnr']:.2f}" in page
     assert results["protocol"]["clips"][0]["sha256"] in page
@@ -639,20 +640,66 @@ def test_lpips_takes_the_published_backbones_only(tmp_path: Path) -> None:
     other = tmp_path / "alexnet-owt-7be5be79.pth"
     other.write_bytes(b"something else")
     with pytest.raises(ValueError, match="no backbone of LPIPS"):
-        networks.load_lpips(other)
+        networks.load_networks(other, None, "", "cpu")
 
 
-def test_lpips_with_random_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    torchvision = pytest.importorskip("torchvision")
-    weights = tmp_path / "backbone.pth"
-    state = torchvision.models.alexnet().state_dict()
-    monkeypatch.setattr(torch.hub, "load_state_dict_from_url", lambda *_, **__: state)
-    monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", lambda *_, **__: state)
-    weights.write_bytes(b"stands for the file")
+def test_lpips_of_a_named_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Random weights in a file of torchvision's layout stand in for the published ones."""
+    torch.manual_seed(0)
+    widths, kernels, state = (3, 64, 192, 384, 256, 256), (11, 5, 3, 3, 3), {}
+    for place, index in enumerate((0, 3, 6, 8, 10)):
+        convolution = torch.nn.Conv2d(widths[place], widths[place + 1], kernels[place])
+        state |= {f"features.{index}.{name}": one for name, one in convolution.state_dict().items()}
+    weights = tmp_path / "backbone.safetensors"
+    save_file(state, weights)
     monkeypatch.setitem(networks.LPIPS_FILES, networks.sha256_of(weights), "alex")
-    run = networks.load_lpips(weights).run
+    found = networks.load_networks(weights, None, "", "cpu")
+    assert found.about["lpips_alex"]["file"] == weights.name
+    assert found.about["lpips_vgg"] is None and found.i3d is None
+    run = found.lpips["lpips_alex"].run
     video = frames_to_video(texture(0, 3, 64, 64))[None].repeat(2, 1, 1, 1, 1)
     other = (video + 0.2 * torch.randn(video.shape)).clamp(-1, 1)
     assert run(video, video).abs().max() == 0 and run(other, video).min() > 0
     parts = torch.cat([run(other[i : i + 1], video[i : i + 1]) for i in range(2)])
     assert torch.allclose(run(other, video), parts, atol=1e-6)
+    assert run(video[..., :8], video[..., :8]).isnan().all()
+
+
+@pytest.mark.published
+def test_lpips_and_rfvd_are_there_by_default(
+    clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a folder that is the clips again, and of one with noise; no number depends on a batch."""
+    copies, noisy = tmp_path / "copies", tmp_path / "noisy"
+    rng = np.random.default_rng(0)
+    for seed, name in enumerate("ab"):
+        for folder, sigma in ((copies, 0), (noisy, 20)):
+            frames = texture(seed, 9) + rng.normal(0, sigma, texture(seed, 9).shape)
+            write_clip(folder / f"{name}.mkv", frames.clip(0, 255).astype(np.uint8))
+    results = {}
+    for folder in (copies, noisy):
+        options = {"reconstruction": folder, "size": 0, "fvd_frames": 9}
+        results = evaluate(EvaluateConfig(tmp_path / "out", (str(copies),), **options))
+    same, other = (row["sets"]["copies"]["mean"] for row in results["rows"])
+    assert same["lpips_alex"] == same["lpips_vgg"] == 0 and same["rfvd"] < 1e-6
+    assert other["lpips_alex"] > 0.05 and other["lpips_vgg"] > 0.05 and other["rfvd"] > 1
+    assert results["rows"][0]["sets"]["copies"]["rfvd_samples"] == 2
+    assert all(title in (tmp_path / "out" / "report.html").read_text() for title in ("VGG", "rFVD"))
+    monkeypatch.setattr("regen.evaluation.measure.FRAMES_AT_ONCE", 4)
+    lpips = networks.load_networks(None, None, "", "cpu").lpips
+    pieces = measure(*(read_prepared(folder / "a.mkv") for folder in (copies, noisy)), None, lpips)
+    (whole,) = (clip for clip in results["rows"][1]["clips"] if clip["id"] == "copies/a.mkv")
+    for name in lpips:
+        assert pieces[name] == pytest.approx(whole[name], abs=1e-6)
+
+
+def test_hues_are_rotated_about_grey() -> None:
+    frames = np.zeros((1, 1, 3, 3), np.uint8)
+    frames[0, 0] = ((90, 90, 90), (200, 0, 0), (100, 120, 140))
+    assert rotate_hue(frames, 120)[0, 0].tolist() == [[90, 90, 90], [0, 200, 0], [140, 100, 120]]
+    half = rotate_hue(frames, 180)[0, 0].tolist()
+    assert half == [[90, 90, 90], [0, 133, 133], [140, 120, 100]]
+    assert (
+        np.abs(rotate_hue(rotate_hue(frames, 90), -90)[0, 0, 2].astype(int) - (100, 120, 140)).max()
+        <= 1
+    )

@@ -21,7 +21,7 @@ from regen.reproduction.cost import decode_flops_per_frame
 from regen.training import adversarial
 from regen.training.adversarial import DiscriminatorObjective, MAGVITObjective
 from regen.training.objective import Given
-from regen.training.perceptual import CONVOLUTIONS, VGGDistance, pyramid_distance
+from regen.training.perceptual import pyramid_distance
 from regen.training.start import train
 
 RATIOS = (4, 8, 16, 32)
@@ -180,31 +180,6 @@ def test_pyramid_distance() -> None:
     assert torch.allclose(flat, torch.tensor(0.25), atol=1e-6)
     blurred = F.avg_pool2d(frames, 3, 1, 1)
     assert (pyramid_distance(frames, blurred) > 0.1).all()
-
-
-def test_vgg_distance(tmp_path: Path) -> None:
-    widths = [3, 64, 64, 128, 128, 256, 256, 256, 512, 512, 512, 512, 512, 512]
-    tensors = {}
-    for place, (index, _) in enumerate(CONVOLUTIONS):
-        weight = torch.randn(widths[place + 1], widths[place], 3, 3) / (3 * widths[place] ** 0.5)
-        tensors |= {
-            f"features.{index}.weight": weight,
-            f"features.{index}.bias": weight[:, 0, 0, 0].clone(),
-        }
-    save_file(tensors, tmp_path / "vgg.safetensors")
-    distance = VGGDistance(tmp_path / "vgg.safetensors")
-    frames = torch.rand(2, 3, 32, 32)
-    assert torch.equal(distance(frames, frames), torch.zeros(2))
-    plain = distance(frames, 1 - frames)
-    assert (plain > 0).all() and not distance.state_dict()
-    for stage, width in enumerate((64, 128, 256, 512, 512)):
-        tensors[f"lin{stage}.model.1.weight"] = torch.full((1, width, 1, 1), 0.5)
-    save_file(tensors, tmp_path / "lpips.safetensors")
-    halved = VGGDistance(tmp_path / "lpips.safetensors")(frames, 1 - frames)
-    assert torch.allclose(halved, plain / 2)
-    with pytest.raises(ValueError, match="holds no VGG-16"):
-        save_file({"a": torch.zeros(1)}, tmp_path / "other.safetensors")
-        VGGDistance(tmp_path / "other.safetensors")
 
 
 def objectives() -> tuple[MAGVITObjective, DiscriminatorObjective]:

@@ -103,7 +103,8 @@ class Reconstruct(ModelOptions):
         )
         rows = [
             ("PSNR, mean over frames", f"{report.psnr:.2f} dB"),
-            ("SSIM, mean over frames", _ssim(report.ssim)),
+            ("SSIM, mean over frames", _of_pictures(report.ssim)),
+            ("LPIPS, mean over frames", _of_pictures(report.lpips, " (AlexNet)")),
             *_common_rows(report, model, model.temporal_compression_ratio, self.storage),
             ("source", f"{self.source} ({_size(self.source)})"),
             ("written", f"{self.output} ({_size(self.output)})"),
@@ -699,8 +700,12 @@ def _size(path: Path) -> str:
     return f"{sum(file.stat().st_size for file in files):,} bytes"
 
 
-def _ssim(value: float) -> str:
-    return "n/a (the picture is too small)" if math.isnan(value) else f"{value:.4f}"
+def _of_pictures(value: float | None, network: str = "") -> str:
+    if value is None:
+        from regen.evaluation.networks import ABSENT
+
+        return ABSENT
+    return "n/a (the picture is too small)" if math.isnan(value) else f"{value:.4f}{network}"
 
 
 def _common_rows(

@@ -20,6 +20,7 @@ import torch.nn.functional as F
 
 from regen.chunking import ChunkGeometry
 from regen.evaluation.metrics import psnr, ssim
+from regen.evaluation.networks import Network, load_lpips
 from regen.evaluation.sheets import comparison
 from regen.latents import LatentVideo, StorageDtype, check_writable, round_latents, write_latents
 from regen.models.autoencoder import AutoencoderREGEN
@@ -41,10 +42,11 @@ Progress = Callable[[int], None]  # called with the number of frames just finish
 
 @dataclass
 class Report:
-    """What happened to one file. PSNR in dB and SSIM are means over frames of 8-bit RGB.
+    """What happened to one file. PSNR in dB, SSIM, LPIPS (AlexNet): means over frames of 8-bit RGB.
 
     `num_frames` are those that the latents stand for, `num_decoded` those that were generated.
-    `ssim` is NaN for pictures smaller than its window.
+    `ssim` and `lpips` are NaN for pictures smaller than their windows; `lpips` is None where its
+    weights are not installed.
     """
 
     height: int
@@ -56,6 +58,7 @@ class Report:
     elapsed_s: float = 0.0
     psnr_values: list[float] = field(default_factory=list)
     ssim_values: list[float] = field(default_factory=list)
+    lpips_values: list[float] = field(default_factory=list)
 
     @property
     def psnr(self) -> float:
@@ -64,6 +67,11 @@ class Report:
     @property
     def ssim(self) -> float:
         return math.fsum(self.ssim_values) / len(self.ssim_values)
+
+    @property
+    def lpips(self) -> float | None:
+        values = self.lpips_values
+        return math.fsum(values) / len(values) if values else None
 
     @property
     def frames_per_latent_frame(self) -> float:
@@ -84,11 +92,15 @@ class Report:
         self.num_latent_frames += latents.shape[-3]
         self.latent_values += latents.numel()
 
-    def measure(self, frames: np.ndarray, reconstruction: np.ndarray) -> None:
+    def measure(
+        self, frames: np.ndarray, reconstruction: np.ndarray, lpips: Network | None
+    ) -> None:
         """Add the metrics of a chunk, both uint8 `[n, H, W, 3]`."""
         source, other = frames_to_video(frames)[None], frames_to_video(reconstruction)[None]
         self.psnr_values += psnr(other, source)[0].tolist()
         self.ssim_values += ssim(other, source)[0].tolist()
+        if lpips is not None:
+            self.lpips_values += lpips.run(other, source)[0].tolist()
 
 
 # -- chunks: frames <-> latents -------------------------------------------------------------------
@@ -200,6 +212,7 @@ def reconstruct_file(
     reconstruction and 4 x error side by side to `compare_path(output)`.
     Raises ValueError (one line) for what cannot be read or written; then nothing is left behind.
     """
+    lpips = load_lpips("alex", device=str(model.device))
     generator, start = torch.Generator().manual_seed(seed), time.perf_counter()
     with open_video(source) as reader:
         height, width = resized(reader.info.height, reader.info.width, short_side)
@@ -211,7 +224,7 @@ def reconstruct_file(
                     model, latents, len(frames), height, width, num_inference_steps, generator
                 )
                 report.count(len(frames), latents)
-                report.measure(frames, reconstruction)
+                report.measure(frames, reconstruction, lpips)
                 report.num_decoded += len(frames)
                 _write(writers[0], reconstruction, times)
                 if compare:

@@ -50,13 +50,18 @@ class EvaluateConfig:
     storage: tuple[Storage, ...] = ("float32",)
     """How a REGEN model's latents are rounded; each is a row."""
     lpips_weights: Path | None = None
-    """torchvision's alexnet-owt-7be5be79.pth or vgg16-397923af.pth; without it LPIPS is absent."""
+    """torchvision's alexnet-owt-7be5be79.pth or vgg16-397923af.pth, in place of the installed
+    weights of that network."""
     fvd_weights: Path | None = None
-    """i3d_torchscript.pt, or cd-fvd's i3d_pretrained_400.pt; without it rFVD is absent."""
+    """i3d_torchscript.pt, or cd-fvd's i3d_pretrained_400.pt, in place of the installed weights."""
     fvd_sha256: str = ""
     """SHA-256 that --fvd-weights has to have, for a file that is not known."""
     fvd_frames: int = 16
-    """Frames of a clip that I3D looks at; longer ones are cut into several."""
+    """Frames of a clip that I3D looks at, at least 9. Longer clips are cut into several; shorter
+    ones do not count."""
+    hue_rotation: float = 0.0
+    """Rotate the hues of the clips by so many degrees before all else: whether a system's pictures
+    break must not depend on the colours."""
     device: str = "auto"
     """auto takes a GPU where there is one; or cpu, cuda, mps."""
     dtype: Literal["float32", "bfloat16"] = "float32"
@@ -75,8 +80,8 @@ class EvaluateConfig:
                 raise ValueError(f"{name} names a number twice: {list(values)}")
         if self.size < 0 or 0 < self.size < 16:
             raise ValueError(f"--size is 0 (as they are) or at least 16, got {self.size}")
-        if self.fvd_frames < 10:
-            raise ValueError(f"--fvd-frames is at least 10, which I3D needs, got {self.fvd_frames}")
+        if self.fvd_frames < 9:
+            raise ValueError(f"--fvd-frames is at least 9, which I3D needs, got {self.fvd_frames}")
         if bool(self.data) == bool(self.reference):
             raise ValueError("give --data or --reference: the clips that are measured on")
         for one in (*self.data, *((self.reference,) if self.reference else ())):

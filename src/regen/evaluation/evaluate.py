@@ -29,8 +29,15 @@ from tqdm import tqdm
 from regen.evaluation.config import EvaluateConfig
 from regen.evaluation.diffusers_systems import diffusers_system
 from regen.evaluation.measure import features_of, measure, summarize
-from regen.evaluation.networks import FeatureNetwork, Network, load_i3d, load_lpips
-from regen.evaluation.protocols import METRICS, EvalClip, find_clips, protocol_record
+from regen.evaluation.networks import FeatureNetwork, Networks, load_networks
+from regen.evaluation.protocols import (
+    METRICS,
+    NETWORK_METRICS,
+    EvalClip,
+    absent_line,
+    find_clips,
+    protocol_record,
+)
 from regen.evaluation.report import write_report
 from regen.evaluation.sheets import comparison, time_slices, write_picture
 from regen.evaluation.systems import (
@@ -85,9 +92,8 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     device = str(accelerator.device) if config.device == "auto" else config.device
     find_device(device)
     clips, notes = find_clips(config)
-    lpips = load_lpips(config.lpips_weights, device) if config.lpips_weights else None
-    i3d = load_i3d(config.fvd_weights, config.fvd_sha256, device) if config.fvd_weights else None
-    protocol = _agree_on_protocol(config, clips, notes, lpips, i3d, accelerator)
+    networks = load_networks(config.lpips_weights, config.fvd_weights, config.fvd_sha256, device)
+    protocol = _agree_on_protocol(config, clips, notes, networks, accelerator)
     hashes = {entry["id"]: entry["sha256"] for entry in protocol["clips"]}
     mine = clips[accelerator.process_index :: accelerator.num_processes]
     is_main = accelerator.is_main_process
@@ -102,11 +108,11 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
                 _describe(row, folder, config, clips, accelerator)
             for clip in tqdm(mine, row.name, unit="clip", leave=False, disable=_quiet(is_main)):
                 key = _digest([protocol, row.identity, hashes[clip.id], system.mark(clip)])
-                _measure_clip(row, clip, config, key, folder, lpips, i3d)
+                _measure_clip(row, clip, config, key, folder, networks)
     accelerator.wait_for_everyone()
     if not is_main:
         return {}
-    rows = list(_collect(config.output, clips, i3d is not None))
+    rows = list(_collect(config.output, clips, networks.i3d is not None))
     names = [one["name"] for one in rows]
     for one in rows:  # a system that has changed is another one
         if names.count(one["name"]) > 1:
@@ -145,15 +151,13 @@ def _agree_on_protocol(
     config: EvaluateConfig,
     clips: list[EvalClip],
     notes: dict[str, Any],
-    lpips: Network | None,
-    i3d: FeatureNetwork | None,
+    networks: Networks,
     accelerator: Accelerator,
 ) -> dict[str, Any]:
     """The protocol of the folder: the one that stands there, or, in a new folder, this one."""
     path = config.output / "protocol.json"
     if accelerator.is_main_process:
-        networks = {"lpips": lpips.about if lpips else None, "rfvd": i3d.about if i3d else None}
-        ours = protocol_record(config, clips, notes, networks, _quiet(True) is None)
+        ours = protocol_record(config, clips, notes, networks.about, _quiet(True) is None)
         if path.is_file():
             theirs = _read_json(path)
             differing = [name for name in ours if theirs.get(name) != ours[name]]
@@ -193,8 +197,7 @@ def _measure_clip(
     config: EvaluateConfig,
     key: str,
     folder: Path,
-    lpips: Network | None,
-    i3d: FeatureNetwork | None,
+    networks: Networks,
 ) -> None:
     """Bring the file of this clip up to date: a result for each seed."""
     path = folder / "clips" / f"{_file_name(clip.id)}.json"
@@ -204,12 +207,12 @@ def _measure_clip(
     waiting = [seed for seed in row.seeds(config) if str(seed) not in record["seeds"]]
     if not waiting:
         return
-    frames = clip.read(config)
+    frames, i3d = clip.read(config), networks.i3d
     if i3d is not None:
         _source_features(config.output, clip, frames, i3d, config.fvd_frames)
     for seed in waiting:
         result = row.system.reconstruct(clip, frames, row.steps, seed)
-        values = measure(frames, result.frames, row.system.chunk_length, lpips)
+        values = measure(frames, result.frames, row.system.chunk_length, networks.lpips)
         if i3d is not None:
             values["features"] = features_of(i3d, result.frames, config.fvd_frames)
         values |= {"encode_s": result.encode_s, "decode_s": result.decode_s}
@@ -422,10 +425,12 @@ def summary_rows(config: EvaluateConfig, results: dict[str, Any]) -> list[tuple[
         for name, summary in row["sets"].items():
             mean = summary["mean"]
             cells = [f"{mean['psnr']:.2f} dB"]
-            for metric in ("ssim", "lpips", "rfvd"):
+            for metric in ("ssim", *NETWORK_METRICS):
                 if metric in mean:
                     cells.append(f"{METRICS[metric][0]} {mean[metric]:.4f}")
             lines.append((f"{row['name']} on {name}", "  ".join(cells)))
+    if results and (line := absent_line(results["protocol"])):
+        lines.append(line)
     if results.get("rows"):
         lines.append(("written", str(config.output / "report.html")))
     if results and config.export:

@@ -14,15 +14,15 @@ from regen.evaluation.temporal import colour_error, colour_shift, flicker, seam_
 from regen.video import frames_to_video
 
 FRAMES_AT_ONCE = 16  # bounds the memory of the metrics; no number depends on it
-SCALARS = ("psnr", "psnr_pooled", "ssim", "ssim_gaussian", "lpips", "flicker", "colour_error",
-           "seam_ratio", "seam_ratio_source")  # fmt: skip
+SCALARS = ("psnr", "psnr_pooled", "ssim", "ssim_gaussian", "lpips_alex", "lpips_vgg",
+           "flicker", "colour_error", "seam_ratio", "seam_ratio_source")  # fmt: skip
 
 
 def measure(
     frames: np.ndarray,
     reconstruction: np.ndarray,
     chunk_length: int | None,
-    lpips: Network | None = None,
+    lpips: dict[str, Network] | None = None,
 ) -> dict[str, Any]:
     """The metrics of one clip, both uint8 `[T, H, W, 3]`.
 
@@ -35,8 +35,7 @@ def measure(
         "ssim_gaussian": ssim_gaussian,
         "colour_error": colour_error,
     }
-    if lpips is not None:
-        metrics["lpips"] = lpips.run
+    metrics |= {name: network.run for name, network in (lpips or {}).items()}
     by_frame: dict[str, list[float]] = {name: [] for name in metrics}
     shifts: list[torch.Tensor] = []
     for start in range(0, len(frames), FRAMES_AT_ONCE):

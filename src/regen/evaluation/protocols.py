@@ -4,6 +4,7 @@ Every number is worth what its protocol says: the clips by their SHA-256, length
 crop, rounding, and the networks that metrics look through.
 """
 
+import math
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,7 +18,7 @@ from tqdm import tqdm
 from regen.data.finding import files_below, find_items
 from regen.data.items import Item
 from regen.evaluation.config import EvaluateConfig
-from regen.evaluation.networks import sha256_of
+from regen.evaluation.networks import ABSENT, sha256_of
 from regen.video import PICTURE_SUFFIXES, RAW_SUFFIX, VIDEO_SUFFIXES, read_prepared
 
 DAVIS_FRAMES = Path("JPEGImages") / "Full-Resolution"
@@ -54,7 +55,20 @@ class EvalClip:
     def read(self, config: EvaluateConfig) -> np.ndarray:
         """The prepared clip, uint8 `[T, H, W, 3]`. Raises ValueError where it cannot be read."""
         with self.as_path() as path:
-            return read_prepared(path, config.prepared_size, config.prepared_frames)
+            frames = read_prepared(path, config.prepared_size, config.prepared_frames)
+        return rotate_hue(frames, config.hue_rotation) if config.hue_rotation else frames
+
+
+def rotate_hue(frames: np.ndarray, degrees: float) -> np.ndarray:
+    """uint8 `[T, H, W, 3]` turned about the grey axis of RGB, clipped and rounded.
+
+    Linear: luminance is not kept, and greys are. 120 degrees bring red to green.
+    """
+    angle, third = math.radians(degrees), 1 / 3
+    cross = np.array([[0, -1, 1], [1, 0, -1], [-1, 1, 0]]) / math.sqrt(3)
+    matrix = np.cos(angle) * np.eye(3) + (1 - np.cos(angle)) * third + np.sin(angle) * cross
+    rotated = frames.astype(np.float32) @ matrix.T.astype(np.float32)
+    return rotated.round().clip(0, 255).astype(np.uint8)
 
 
 def stem_of(name: str) -> str:
@@ -201,14 +215,25 @@ def protocol_record(
         "crop": "centre square" if size else "none",
         "filter": "FFmpeg bicubic from the file's pixel format" if size else "none",
         "num_frames": num_frames or "all",
+        "hue_rotation": f"{config.hue_rotation:g} degrees about the grey axis, clipped",
         "values": "8-bit RGB, rounded after decoding; metrics on [0, 1]",
         "means": "over the frames of a clip, then over clips, then over seeds",
         "metrics": METRICS,
-        "lpips": networks["lpips"],
-        "rfvd": networks["rfvd"],
+        **networks,
         "rfvd_clips": f"all {config.fvd_frames}-frame pieces of a clip, from its first frame on",
         "clips": entries,
     }
+
+
+NETWORK_METRICS = ("lpips_alex", "lpips_vgg", "rfvd")  # absent without their weights
+
+
+def absent_line(protocol: dict[str, Any]) -> tuple[str, str] | None:
+    """Which of them are absent, and the command that brings their weights."""
+    absent = [METRICS[name][0] for name in NETWORK_METRICS if protocol[name] is None]
+    if not absent:
+        return None
+    return ", ".join(absent), ABSENT
 
 
 # What the report and the record say of each number: title, explanation.
@@ -217,7 +242,8 @@ METRICS = {
     "psnr_pooled": ["PSNR pooled, dB", "of the mean squared error of the whole clip"],
     "ssim": ["SSIM", "FFmpeg's: 8 x 8 windows every 4 pixels, mean over R, G, B"],
     "ssim_gaussian": ["SSIM Gaussian", "11 x 11 Gaussian window, sigma 1.5, mean over R, G, B"],
-    "lpips": ["LPIPS", "version 0.1, the network is named in the record"],
+    "lpips_alex": ["LPIPS AlexNet", "version 0.1, on each frame at its own size"],
+    "lpips_vgg": ["LPIPS VGG", "version 0.1, with VGG-16, on each frame at its own size"],
     "rfvd": ["rFVD", "Frechet distance of I3D features of whole sets, covariance by 1 / N"],
     "flicker": ["flicker", "change of the error from frame to frame, levels of 255"],
     "colour_error": ["colour error", "error of a frame's mean colour, levels of 255"],

@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from regen.evaluation.plots import Series, line_plot, scatter_plot
-from regen.evaluation.protocols import METRICS
+from regen.evaluation.protocols import METRICS, NETWORK_METRICS, absent_line
 
 NUM_WORST = 3
 DIGITS = {
-    "psnr": 2, "psnr_pooled": 2, "ssim": 4, "ssim_gaussian": 4, "lpips": 4, "rfvd": 2,
+    "psnr": 2, "psnr_pooled": 2, "ssim": 4, "ssim_gaussian": 4, "lpips_alex": 4,
+    "lpips_vgg": 4, "rfvd": 2,
     "flicker": 2, "colour_error": 2, "seam_ratio": 2, "seam_ratio_source": 2,
 }  # fmt: skip
 
@@ -69,16 +70,15 @@ def _protocol(protocol: dict[str, Any]) -> str:
         f"{len(protocol['clips'])} clips; size {size}, {protocol['crop']}, filter: "
         f"{protocol['filter']}; frames of a clip: {frames}.",
         f"{protocol['values']}. Means: {protocol['means']}.",
-        "LPIPS: " + _network(protocol["lpips"], "its weights"),
-        "rFVD: " + _network(protocol["rfvd"], "I3D's weights"),
+        *(
+            f"{about['metric']}: {about['file']}, SHA-256 {about['sha256'][:16]}…"
+            for name in NETWORK_METRICS
+            if (about := protocol[name])
+        ),
     ]
+    if line := absent_line(protocol):
+        lines.append(": ".join(line))
     return "".join(f"<p>{escape(line)}</p>" for line in lines)
-
-
-def _network(about: dict[str, Any] | None, what: str) -> str:
-    if about is None:
-        return f"absent, {what} were not given."
-    return f"{about['metric']}, {about['file']}, SHA-256 {about['sha256'][:16]}…"
 
 
 def _set_table(rows: list[dict[str, Any]], name: str, note: dict[str, Any]) -> str:
@@ -164,20 +164,21 @@ def _cost_table(rows: list[dict[str, Any]]) -> str:
 def _clip_table(rows: list[dict[str, Any]]) -> str:
     head = ["clip", "frames"]
     for row in rows:
-        head += [f"{escape(row['name'])}: PSNR", "SSIM", *(["LPIPS"] if _has_lpips(row) else [])]
+        head += [f"{escape(row['name'])}: PSNR", "SSIM"]
+        head += [METRICS[name][0] for name in _lpips_of(row)]
     body = []
     for index, first in enumerate(rows[0]["clips"]):
         cells = [escape(first["id"]), str(first["size"][0])]
         for row in rows:
             clip = row["clips"][index]
             cells += [_number(clip["psnr"], 2), _number(clip["ssim"], 4)]
-            cells += [_number(clip["lpips"], 4)] if _has_lpips(row) else []
+            cells += [_number(clip[name], 4) for name in _lpips_of(row)]
         body.append(cells)
     return f"<h2>Clips</h2>{_table(head, body)}"
 
 
-def _has_lpips(row: dict[str, Any]) -> bool:
-    return "lpips" in row["clips"][0]
+def _lpips_of(row: dict[str, Any]) -> list[str]:
+    return [name for name in ("lpips_alex", "lpips_vgg") if name in row["clips"][0]]
 
 
 def _record(rows: list[dict[str, Any]], protocol: dict[str, Any]) -> str:
@@ -237,7 +238,7 @@ def _compression_plot(rows: list[dict[str, Any]], name: str, measure: str, label
 def _step_plots(rows: list[dict[str, Any]], name: str) -> list[str]:
     """Distortion and realism over the number of steps, of systems that have several."""
     plots = []
-    for metric in ("psnr", "ssim", "lpips", "rfvd"):
+    for metric in ("psnr", "ssim", *NETWORK_METRICS):
         series = []
         by_system: dict[str, list[dict[str, Any]]] = {}
         for row in rows:

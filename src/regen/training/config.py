@@ -118,9 +118,9 @@ class TrainConfig(RunConfig):
     preset: str = "tiny_8x"
     """Model configuration; one of regen.models.presets. magvit_... is the paper's baseline."""
     perceptual_weights: Path | None = None
-    """VGG-16 for the baseline's perceptual loss, a local safetensors file (features.N.weight, .bias
-    as torchvision and timm name them, LPIPS's linN.model.1.weight if there); without it a Laplacian
-    pyramid takes its place."""
+    """VGG-16 for the baseline's LPIPS loss, a local safetensors or .pth file (features.N.weight,
+    .bias as torchvision and timm name them; LPIPS's linN.model.1.weight are torchmetrics' where it
+    has none); without it a Laplacian pyramid takes its place."""
     prediction_type: Literal["sample", "v_prediction", "epsilon"] = "sample"
     """What the decoder predicts. epsilon trains without the shortcuts of a preset."""
     picture_steps: int = 10000

@@ -18,6 +18,7 @@ from regen.models.discriminator import VideoDiscriminator
 from regen.models.loading import Autoencoder, load_model, new_model
 from regen.models.magvit import AutoencoderMAGVITv2
 from regen.models.presets import MAGVIT_PRESETS, PRESETS
+from regen.perceptual.lpips import LPIPS
 from regen.training.adversarial import DiscriminatorObjective, MAGVITObjective
 from regen.training.averages import make_averages
 from regen.training.checkpoint import latest_checkpoint, load_checkpoint
@@ -28,7 +29,7 @@ from regen.training.monitor import Monitor
 from regen.training.objective import Objective, ObjectiveConfig, REGENObjective
 from regen.training.optimizer import make_discriminator_optimizer, make_optimizer
 from regen.training.parallel import broadcast_module, parallelize
-from regen.training.perceptual import VGGDistance, pyramid_distance
+from regen.training.perceptual import pyramid_distance
 from regen.training.picture_stage import train_picture
 from regen.training.run import Learner, Run
 from regen.training.shortcut_init import init_shortcuts
@@ -249,7 +250,7 @@ def build_objectives(
         distance = pyramid_distance
         told = "a Laplacian pyramid, in place of VGG-16 (no --perceptual-weights)"
     else:
-        distance = VGGDistance(config.perceptual_weights).to(accelerator.device)
+        distance = LPIPS("vgg", config.perceptual_weights).to(accelerator.device)
         told = f"VGG-16 of {config.perceptual_weights}"
     # Choice: the discriminator is as wide as the decoder's last stage; that of a small preset has a
     # quarter of it and folds 4 x 4 pixels. The paper does not describe it.
