@@ -16,9 +16,9 @@ from torch.utils.data import Dataset
 
 from regen.data.buckets import Bucket, Mixture, ShapeBuckets, image_shapes, video_shapes
 from regen.data.clips import BadClipError, Clip
+from regen.data.colors import augment_colors
 
 TASKS = ("reconstruction", "interpolation", "extrapolation")
-PICTURE_STREAM = 2**31  # in place of a rank: the draws of the picture stage are its own
 PHOTOS_OF_IMAGES = 0.6  # the others are frames of clips
 MAX_ATTEMPTS = 100  # to draw a sample, where clips turn out bad
 DRIFT = 2.5  # pixels per frame, standard deviation of a photo's moving crop
@@ -55,6 +55,7 @@ class BatchConfig:
     other_tasks: float = 0.3
     max_stride: int = 3
     max_scale: float = 2.0
+    color_augmentation: bool = True
 
 
 Batch = dict[str, torch.Tensor | str | list[str]]
@@ -99,51 +100,69 @@ class TrainingBatches(Dataset[Batch]):
     def __getitem__(self, step: int) -> Batch:
         config = self.config
         rng = np.random.default_rng([config.seed, self.rank, step])
-        bad: list[str] = []
         if rng.random() < config.image_share:
-            task = "image"
-            bucket = self.image_bucket(rng)
-            samples = [
-                self._sample(lambda: self._image(rng, bucket), bad)
-                for _ in range(config.image_batch_size)
-            ]
-        else:
-            others = config.other_tasks * min(step / config.num_steps, 1)
-            task = str(rng.choice(TASKS, p=[1 - others, others / 2, others / 2]))
-            bucket = self.video_bucket(rng)
-            samples = [
-                self._sample(lambda: self._video(rng, task, bucket), bad)
-                for _ in range(config.video_batch_size)
-            ]
-        chunk, target, times = zip(*samples, strict=True)
-        return {
-            "chunk": torch.stack(chunk),
-            "target": torch.stack(target),
-            "frame_times": torch.stack(times),
-            "task": task,
-            "bad_clips": bad,
-        }
+            return self._images(rng)
+        bad: list[str] = []
+        others = config.other_tasks * min(step / config.num_steps, 1)
+        task = str(rng.choice(TASKS, p=[1 - others, others / 2, others / 2]))
+        bucket = self.video_bucket(rng)
+        samples = [
+            self._sample(lambda: self._video(rng, task, bucket), bad)
+            for _ in range(config.video_batch_size)
+        ]
+        return _stack(samples, task, bad)
 
-    def pictures(self, rng: np.random.Generator, count: int) -> torch.Tensor:
-        """uint8 `[count, 3, S, S]`: square crops of photos and frames of clips.
+    def images_of(self, step: int) -> Batch:
+        """The batch of images of a step, whatever `image_share` is."""
+        rng = np.random.default_rng([self.config.seed, self.rank, step])
+        return self._images(rng)
 
-        Clips that cannot be read are passed over; the batches count them.
-        """
-        bucket = Bucket((self.config.crop, self.config.crop), self.images)
+    def _images(self, rng: np.random.Generator) -> Batch:
+        bucket = self.image_bucket(rng)
         bad: list[str] = []
         samples = [
-            self._sample(lambda: self._image(rng, bucket), bad)[0][:, 0] for _ in range(count)
+            self._sample(lambda: self._image(rng, bucket), bad)
+            for _ in range(self.config.image_batch_size)
         ]
-        return torch.stack(samples)
+        return _stack(samples, "image", bad)
 
-    def video(self, rng: np.random.Generator) -> torch.Tensor:
-        """uint8 `[1, 3, k + 1, H, W]`: the chunk of a video to reconstruct.
+    def draw_chunk(self, rng: np.random.Generator, ratio: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """A chunk of `ratio` + 1 frames and four more: uint8 `[3, ratio + 5, S, S]`, their times.
 
-        Clips that cannot be read are passed over; the batches count them.
+        The times `[4]`, in frames of the chunk: ratio + 1, one before or after, two between its
+        frames. Where the clip has none of the latter, they are frames of the chunk. Squares of
+        `crop` pixels. Clips that cannot be read, or have fewer frames, are passed over.
         """
-        bucket = self.video_bucket(rng)
-        bad: list[str] = []
-        return self._sample(lambda: self._video(rng, "reconstruction", bucket), bad)[0][None]
+        bucket = Bucket((self.config.crop, self.config.crop), self.videos)
+        for _ in range(MAX_ATTEMPTS):
+            clip = bucket.source.draw(rng)
+            available = 10**6 if clip.is_photo else clip.num_frames
+            longest = (available - 1) // (ratio + 1)
+            if longest < 1:
+                continue
+            stride = min(int(rng.integers(1, self.config.max_stride + 1)), longest)
+            span = stride * (ratio + 1) + 1
+            start = int(rng.integers(0, available - span + 1))
+            inside = rng.integers(1, stride * ratio, size=2)
+            if stride > 1:  # between the frames of the chunk
+                inside = np.where(inside % stride == 0, inside + 1, inside)
+            around = np.array([*range(-4, 0), *range(ratio + 2, ratio + 6)]) * stride
+            around = around[(start + around >= 0) & (start + around < available)]
+            outside = rng.choice(around) if len(around) else stride * ratio
+            extras = np.array([stride * (ratio + 1), outside, *inside])
+            where = start + np.concatenate([stride * np.arange(ratio + 1), extras])
+            if not clip.is_photo and rng.random() < 0.5:
+                where = available - 1 - where
+            moving = where - start if clip.is_photo else np.zeros(len(where))
+            try:
+                pictures = self._read(clip, np.zeros_like(where) if clip.is_photo else where)
+            except BadClipError:
+                continue
+            frames = self._crop(pictures, moving, rng, bucket, 3.0 if clip.is_photo else None)
+            return frames, torch.from_numpy(extras / stride).float()
+        raise ValueError(
+            f"{MAX_ATTEMPTS} clips in a row cannot be read or have fewer than {ratio + 2} frames"
+        )
 
     def image_bucket(self, rng: np.random.Generator) -> Bucket:
         """What the images of a batch have in common."""
@@ -189,6 +208,8 @@ class TrainingBatches(Dataset[Batch]):
         index = rng.integers(clip.num_frames, size=1)
         pictures = self._read(clip, index)
         picture = self._crop(pictures, np.zeros(1), rng, bucket, 4.0 if clip.is_photo else None)
+        if self.config.color_augmentation:
+            picture = augment_colors(picture, rng)
         return picture, picture, torch.zeros(1)
 
     def _video(self, rng: np.random.Generator, task: str, bucket: Bucket) -> Sample:
@@ -228,6 +249,8 @@ class TrainingBatches(Dataset[Batch]):
         moving = needed if photo else np.zeros(len(needed))
         pictures = self._read(clip, stretch[needed])
         cropped = self._crop(pictures, moving, rng, bucket, 3.0 if photo else None)
+        if config.color_augmentation:
+            cropped = augment_colors(cropped, rng)
         times = torch.from_numpy((targets - origin) / stride).float()
         return cropped[:, where[:length]], cropped[:, where[length:]], times
 
@@ -294,16 +317,12 @@ class TrainingBatches(Dataset[Batch]):
         return video.permute(1, 0, 2, 3)
 
 
-class PictureBatches(Dataset[torch.Tensor]):
-    """`batches[step]`: pictures, uint8 `[batch_size, 3, S, S]`; the same in every process."""
-
-    def __init__(self, batches: TrainingBatches, num_steps: int, batch_size: int) -> None:
-        self.batches, self.num_steps, self.batch_size = batches, num_steps, batch_size
-        self.seed = batches.config.seed
-
-    def __len__(self) -> int:
-        return self.num_steps
-
-    def __getitem__(self, step: int) -> torch.Tensor:
-        rng = np.random.default_rng([self.seed, PICTURE_STREAM, step])
-        return self.batches.pictures(rng, self.batch_size)
+def _stack(samples: list[Sample], task: str, bad: list[str]) -> Batch:
+    chunk, target, times = zip(*samples, strict=True)
+    return {
+        "chunk": torch.stack(chunk),
+        "target": torch.stack(target),
+        "frame_times": torch.stack(times),
+        "task": task,
+        "bad_clips": bad,
+    }

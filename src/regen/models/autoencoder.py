@@ -209,9 +209,7 @@ class AutoencoderREGEN(ModelMixin, AutoencoderMixin, ConfigMixin, LatentStatisti
 
     # -- raw latents: one chunk, sizes multiples of 8; what training uses --------------------------
 
-    def encode_chunk(
-        self, chunk: torch.Tensor, motion: torch.Tensor | None = None
-    ) -> torch.Tensor:
+    def encode_chunk(self, chunk: torch.Tensor, motion: torch.Tensor | None = None) -> torch.Tensor:
         """One chunk `[B, 3, n, H, W]` -> raw latents `[B, 8, 1 or 2, h, w]` (Eq. 1).
 
         n is 1, k + 1, or anything between, which counts as k + 1 frames in as much time.

@@ -213,7 +213,13 @@ class REGENDiT(nn.Module):
         self.shared_modulation = nn.Linear(dim, 6 * dim) if shared_modulation else None
         self.blocks = nn.ModuleList(
             DiTBlock(
-                dim, num_heads, mlp_ratio, mlp_conv, window, index % 2 == 1, shared_modulation,
+                dim,
+                num_heads,
+                mlp_ratio,
+                mlp_conv,
+                window,
+                index % 2 == 1,
+                shared_modulation,
                 framewise,
             )
             for index in range(num_layers)

@@ -23,9 +23,11 @@ def decode_extended(
 
     h and w are multiples of the model's attention window. With one step the frames have only their
     noise in common, as nothing but noise is there to be replaced. Raises ValueError for latents of
-    other sizes.
+    other sizes, and for a model with moving content, whose chunks meet by themselves.
     """
     check_latents(latents, model.config.latent_channels)
+    if model.linear is not None:
+        raise ValueError("latent extension is of models without moving_content: use decode")
     window = model.config.attention_window or 1
     rows, columns = latents.shape[3:]
     if latents.shape[2] % 2 or rows % window or columns % window:
@@ -56,14 +58,13 @@ def _decode_chunk(
     rows, columns = latents.shape[3:]
     shape = (len(latents), 3, len(times), PATCH * rows, PATCH * columns)
     noise = randn_tensor(shape, generator=generator, device=latents.device, dtype=torch.float32)
-    prior = model.predict_shortcut(latents, frame_times)
     states: list[torch.Tensor] = []
 
     def denoise(noisy: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
         if before:  # in place: the sampler goes on from the state as it is now
             noisy[:, :, 0] = before[len(states)]
         states.append(noisy[:, :, -1].clone())
-        output = model.predict(noisy.to(model.dtype), timestep, latents, frame_times, prior)
+        output = model.predict(noisy.to(model.dtype), timestep, latents, frame_times)
         return predicted_sample(output, noisy, timestep, kind)
 
     start = EPSILON_MAX_TIMESTEP if kind == "epsilon" else 1.0

@@ -40,8 +40,7 @@ def decode_chunk(model: Autoencoder, size: int) -> torch.Tensor:
     frame_times = torch.zeros(1, geometry.chunk_length, device=weights.device)
     noise = torch.zeros(1, 3, geometry.chunk_length, size, size, **options)
     timestep = torch.ones(1, device=weights.device)
-    prior = model.predict_shortcut(latents, frame_times)
-    return model.predict(noise, timestep, latents, frame_times, prior)
+    return model.predict(noise, timestep, latents, frame_times)
 
 
 def decode_flops_per_frame(build: Callable[[], Autoencoder], size: int = 256) -> float:

@@ -10,7 +10,8 @@ from regen.models.presets import MAGVIT_PRESETS, PRESETS
 
 # Options that may change between the start of a run and its resumption.
 FREE_OPTIONS = {
-    "output", "cache", "num_workers", "validate_every", "checkpoint_every", "data", "max_bad_share",
+    "output", "cache", "chunk_cache", "num_workers", "validate_every", "checkpoint_every", "data",
+    "max_bad_share",
     "keep_last", "keep_every", "tracker",
     "learning_rate",  # lower, where the loss was not finite
     "embedder", "text_encoder",  # where they are; what they are is checked
@@ -115,21 +116,22 @@ class TrainConfig(RunConfig):
     latent_noise: float = 0.0
     """Noise on the latents that the decoder learns from, in their deviations, from 0 to this for
     each sample: so that it forgives what a generative model makes."""
-    preset: str = "tiny_8x"
+    preset: str = "natural_32x"
     """Model configuration; one of regen.models.presets. magvit_... is the paper's baseline."""
     perceptual_weights: Path | None = None
     """VGG-16 for the baseline's LPIPS loss, a local safetensors or .pth file (features.N.weight,
     .bias as torchvision and timm name them; LPIPS's linN.model.1.weight are torchmetrics' where it
     has none); without it a Laplacian pyramid takes its place."""
     prediction_type: Literal["sample", "v_prediction", "epsilon"] = "sample"
-    """What the decoder predicts. epsilon trains without the shortcuts of a preset."""
-    picture_steps: int = 10000
-    """Iterations before the others, on pictures alone, of a tiny preset's picture codec."""
-    temporal_steps: int = 8000
-    """Iterations after those on pictures, of a preset's temporal codec (tiny_32x)."""
-    temporal_chunks: int = 8000
-    """Chunks that the temporal codec learns from; OUTPUT/temporal holds them, 0.3 MB each at the
-    default --crop."""
+    """What the decoder predicts; natural_32x: sample."""
+    chunks: int = 6000
+    """natural_32x: chunks that later frames learn from, their motion estimated once, 1 MB each."""
+    chunk_cache: Path | None = None
+    """Folder of those chunks; default: OUTPUT/chunks."""
+    perceptual_weight: float = 0.0
+    """natural_32x: weight of LPIPS (VGG-16) beside the squared error."""
+    color_augmentation: bool = True
+    """Rotate hues, change saturation and gamma of half of the samples."""
     video_batch_size: int = 8
     """Videos per iteration and process."""
     image_batch_size: int = 32
@@ -185,11 +187,9 @@ class TrainConfig(RunConfig):
         super().check()
         for folder in self.data:  # a run's sheets are pictures
             check_outside("--output", self.output, folder)
-        stages = ("picture_steps", "temporal_steps", "temporal_chunks")
-        batches = ("video_batch_size", "image_batch_size", "num_targets")
-        for name in (*stages, *batches):
+        for name in ("chunks", "video_batch_size", "image_batch_size", "num_targets"):
             self._check_range(name, 1, float("inf"))
-        for name in ("validation_sources", "latent_noise"):
+        for name in ("validation_sources", "latent_noise", "perceptual_weight"):
             self._check_range(name, 0, float("inf"))
         for name in ("image_share", "other_tasks", "noise_only_share", "max_bad_share"):
             self._check_range(name, 0, 1)

@@ -1,6 +1,7 @@
 """What the loop asks of the embedder: its loss, its validation, its export."""
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import cast
 
@@ -8,14 +9,23 @@ import torch
 
 from regen.data.batches import Batch, TrainingBatches, to_float
 from regen.data.clips import Clip
+from regen.models.autoencoder import AutoencoderREGEN
 from regen.training.adversarial import MAGVITObjective
+from regen.training.chunk_store import RATIO_WEIGHTS, ChunkBatches
 from regen.training.config import TrainConfig
 from regen.training.export import export
+from regen.training.moving_objective import MovingObjective
 from regen.training.objective import Given, Objective, REGENObjective
 from regen.training.run import Learner, Run, step_seed
 from regen.training.validation import validate
 
-TASKS = ("image", "reconstruction", "interpolation", "extrapolation")
+TASKS = (
+    *("image", "reconstruction", "interpolation", "extrapolation"),
+    *(f"chunks_{ratio}" for ratio in RATIO_WEIGHTS),
+)
+
+
+SHORT_RATIO = 8  # at which a model of more is validated too
 
 
 @dataclass
@@ -23,8 +33,8 @@ class EmbedderTask:
     """Train an `AutoencoderREGEN` on clips and photos (Sec. 3), or its baseline (B.2.1)."""
 
     config: TrainConfig
-    objective: REGENObjective | MAGVITObjective
-    batches: TrainingBatches
+    objective: REGENObjective | MovingObjective | MAGVITObjective
+    batches: TrainingBatches | ChunkBatches
     validation_clips: list[Clip]
 
     def batch_loss(
@@ -40,7 +50,19 @@ class EmbedderTask:
         assert isinstance(frame_times, torch.Tensor)
         generator = torch.Generator().manual_seed(step_seed(self.config.seed, rank, run.step))
         progress = run.step / self.config.steps
-        given = Given(to_float(chunk), to_float(target), frame_times, progress)
+        following, motion, to_first = (
+            one if isinstance(one, torch.Tensor) else None
+            for one in (batch.get(name) for name in ("following", "motion", "to_first"))
+        )
+        given = Given(
+            to_float(chunk),
+            to_float(target),
+            frame_times,
+            progress,
+            None if following is None else to_float(following),
+            motion,
+            to_first,
+        )
         arguments = objective.arguments(given, generator)
         if arguments is None:
             return None
@@ -54,14 +76,35 @@ class EmbedderTask:
         return losses.mean()
 
     def validate(self, run: Run, sheet: Path | None) -> dict[str, float]:
-        """PSNR in dB and SSIM of one-step reconstructions of the held-out clips."""
+        """PSNR in dB, SSIM and LPIPS of one-step reconstructions of the held-out clips.
+
+        Of one chunk; of a model with moving content at 8x (two chunks) and at its own ratio, or, of
+        a run on images alone, of one frame.
+        """
         if not self.validation_clips:
             return {}
-        chunk_length, device = self.objective.model.geometry.chunk_length, run.accelerator.device
-        reconstruct = self.objective.reconstruct
+        model = self.objective.model
         own_sheet = sheet if run.accelerator.is_main_process else None
         bad: list[str] = []
-        values = validate(reconstruct, self.validation_clips, chunk_length, device, bad, own_sheet)
+        measure = partial(
+            validate,
+            self.objective.reconstruct,
+            self.validation_clips,
+            device=run.accelerator.device,
+            bad=bad,
+        )
+        if not isinstance(model, AutoencoderREGEN) or model.linear is None:
+            values = measure(model.geometry.chunk_length, sheet=own_sheet)
+        elif self.config.image_share == 1:
+            values = measure(1, sheet=own_sheet)
+        else:
+            values = measure(model.geometry.chunk_length, sheet=own_sheet)
+            try:
+                model.set_chunk_ratio(SHORT_RATIO)
+                short = measure(2 * model.geometry.chunk_length)
+            finally:
+                model.set_chunk_ratio(None)
+            values |= {f"{name}_{SHORT_RATIO}x": value for name, value in short.items()}
         if run.bad_clips is not None:
             run.bad_clips.add(bad)
         return values

@@ -8,12 +8,13 @@ import torch
 from regen.data.batches import TrainingBatches, to_float
 from regen.models.autoencoder import AutoencoderREGEN
 from regen.models.loading import Autoencoder
+from regen.training.chunk_store import ChunkBatches
 from regen.training.parallel import local
 
 
 @torch.no_grad()
 def measure_latents(
-    model: AutoencoderREGEN, batches: TrainingBatches, num_batches: int = 50
+    model: AutoencoderREGEN, batches: TrainingBatches | ChunkBatches, num_batches: int = 50
 ) -> None:
     """Set the latent statistics of `model` from the first training batches.
 
@@ -22,9 +23,14 @@ def measure_latents(
     model.eval()
     content, motion = [], []
     for step in range(num_batches):
-        chunk = batches[step]["chunk"]
+        batch = batches[step]
+        chunk, known = batch["chunk"], batch.get("motion")
         assert isinstance(chunk, torch.Tensor)
-        latents = model.encode_chunk(to_float(chunk).to(model.device)).float()
+        video = to_float(chunk).to(model.device)
+        if isinstance(known, torch.Tensor):
+            latents = model.encode_chunk(video, known.to(model.device)).float()
+        else:
+            latents = model.encode_chunk(video).float()
         content.append(latents[:, :, 0].transpose(0, 1).flatten(1))  # [8, B h w]
         if latents.shape[2] == 2:
             motion.append(latents[:, :, 1].transpose(0, 1).flatten(1))
@@ -39,7 +45,7 @@ def measure_latents(
 def export(
     model: Autoencoder,
     state: dict[str, torch.Tensor],
-    batches: TrainingBatches | None,
+    batches: TrainingBatches | ChunkBatches | None,
     folder: Path,
 ) -> None:
     """Write `state` (averaged weights) with its latent statistics as a diffusers model folder.

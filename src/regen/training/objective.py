@@ -25,17 +25,22 @@ class ObjectiveConfig:
     noise_only_share: float = 0.5
     detail_weighting: bool = True
     latent_noise: float = 0.0
+    perceptual_weight: float = 0.0
 
 
 @dataclass(frozen=True)
 class Given:
     """A batch on the CPU: `chunk` `[B, 3, 1 or more, H, W]` and `target` `[B, 3, F, H, W]` in
-    [-1, 1], `frame_times` `[B, F]` of the targets, and `progress` of the run, from 0 to 1."""
+    [-1, 1], `frame_times` `[B, F]` of the targets, and `progress` of the run, from 0 to 1; of
+    chunks from a store also the next chunk's first frame and the motion."""
 
     chunk: torch.Tensor
     target: torch.Tensor
     frame_times: torch.Tensor
     progress: float
+    following: torch.Tensor | None = None
+    motion: torch.Tensor | None = None
+    to_first: torch.Tensor | None = None
 
 
 class Objective(Protocol):
@@ -67,16 +72,6 @@ def detail_weights(target: torch.Tensor, floor: float = 0.02) -> torch.Tensor:
     coarse = nn.functional.avg_pool3d(target, (1, 8, 8))
     fine = target.square().mean(dim=(1, 2, 3, 4)) - coarse.square().mean(dim=(1, 2, 3, 4))
     weights = 1 / (fine + floor)
-    return weights / weights.mean()
-
-
-def error_weights(prior: torch.Tensor, target: torch.Tensor, floor: float = 1e-4) -> torch.Tensor:
-    """Weight of each sample: the inverse of the squared error of `prior`, `[B]`, mean 1.
-
-    Choice: a model with shortcuts weighs samples by the inverse of the shortcuts' error. It is what
-    a mean of decibels does near the start; plain MSE hears the worst clip alone.
-    """
-    weights = 1 / ((prior.detach() - target).square().mean(dim=(1, 2, 3, 4)) + floor)
     return weights / weights.mean()
 
 
@@ -134,8 +129,7 @@ class REGENObjective(nn.Module):
             deviation = latents.detach().float().std(dim=(0, 3, 4), keepdim=True)
             latents = latents + (deviation * latent_noise).to(latents.dtype)
         noisy = add_noise(target, noise, timestep)
-        prior = self.model.predict_shortcut(latents, frame_times, is_image=chunk.shape[2] == 1)
-        output = self.model.predict(noisy, timestep, latents, frame_times, prior)
+        output = self.model.predict(noisy, timestep, latents, frame_times)
         error = output.float() - training_target(target, noise, prediction_type)
         losses = error.square().mean(dim=(1, 2, 3, 4))
         # Every parameter has a part in every batch, also this one of images: processes that sum
@@ -143,8 +137,7 @@ class REGENObjective(nn.Module):
         losses = losses + 0 * self.model.image_motion_latents.sum()
         if not self.config.detail_weighting:
             return losses
-        weights = detail_weights(target) if prior is None else error_weights(prior, target)
-        return losses * weights
+        return losses * detail_weights(target)
 
     def reconstruct(self, video: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
         """Encode and decode `[B, 3, T, H, W]` in one step; here, as it is what launchers wrap."""

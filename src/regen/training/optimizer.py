@@ -3,7 +3,6 @@
 import torch
 from torch import nn
 
-from regen.models.autoencoder import AutoencoderREGEN
 from regen.training.config import RunConfig
 from regen.training.muon import Muon
 
@@ -20,31 +19,21 @@ def learning_rate_factor(
 
 
 def make_optimizer(model: nn.Module, config: RunConfig) -> torch.optim.AdamW:
-    """AdamW in three groups: matrices (decayed), vectors, layers that shortcuts start solved.
+    """AdamW in two groups: matrices (decayed) and vectors; or Muon.
 
     Each group carries its `scale` of the learning rate.
-    Choice: the linear decoder and the encoder's last layer learn at a tenth of the rate. They start
-    at an optimum, the latents of motion-compensated coding.
     """
-    matrices: list[nn.Parameter] = []
-    vectors: list[nn.Parameter] = []
-    solved: list[nn.Parameter] = []
-    has_shortcuts = isinstance(model, AutoencoderREGEN) and model.shortcut is not None
-    for name, parameter in model.named_parameters():
-        if not parameter.requires_grad:
-            continue
-        if has_shortcuts and name.startswith(("linear_decoder", "encoder.conv_out")):
-            solved.append(parameter)
-        else:
-            (matrices if parameter.ndim > 1 else vectors).append(parameter)
     if config.optimizer == "muon":
         return _muon(model, config)
+    trained = [one for one in model.parameters() if one.requires_grad]
     groups = [
-        {"params": matrices, "weight_decay": config.weight_decay, "scale": 1.0},
-        {"params": vectors, "weight_decay": 0.0, "scale": 1.0},
-        {"params": solved, "weight_decay": 0.0, "scale": 0.1},
+        {
+            "params": [one for one in trained if (one.ndim > 1) == is_matrix],
+            "weight_decay": config.weight_decay if is_matrix else 0.0,
+            "scale": 1.0,
+        }
+        for is_matrix in (True, False)
     ]
-    groups = [group for group in groups if group["params"]]
     return torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.95), fused=True)
 
 

@@ -2,16 +2,17 @@
 
 import hashlib
 import json
+import math
 from functools import partial
 from pathlib import Path
-from typing import cast
+from typing import TypeGuard, cast
 
 import torch
 from accelerate import Accelerator
 from tqdm import tqdm
 
 from regen.data.bad_clips import BadClips
-from regen.data.batches import BatchConfig, PictureBatches, TrainingBatches
+from regen.data.batches import BatchConfig, TrainingBatches
 from regen.data.clips import Clip, exclude_sources, hold_out, prepare_clips
 from regen.models.autoencoder import AutoencoderREGEN
 from regen.models.discriminator import VideoDiscriminator
@@ -22,23 +23,21 @@ from regen.perceptual.lpips import LPIPS
 from regen.training.adversarial import DiscriminatorObjective, MAGVITObjective
 from regen.training.averages import make_averages
 from regen.training.checkpoint import latest_checkpoint, load_checkpoint
-from regen.training.config import TrainConfig, write_run_config
+from regen.training.chunk_store import RATIO_WEIGHTS, ChunkBatches, ChunkStore
+from regen.training.config import TrainConfig
 from regen.training.embedder import TASKS, EmbedderTask
+from regen.training.linear_start import solve_linear
 from regen.training.loop import run_training
 from regen.training.monitor import Monitor
+from regen.training.moving_objective import MovingObjective
 from regen.training.objective import Objective, ObjectiveConfig, REGENObjective
 from regen.training.optimizer import make_discriminator_optimizer, make_optimizer
 from regen.training.parallel import broadcast_module, parallelize
 from regen.training.perceptual import pyramid_distance
-from regen.training.picture_stage import train_picture
 from regen.training.run import Learner, Run
-from regen.training.shortcut_init import init_shortcuts
-from regen.training.temporal_stage import train_temporal
 
-SHORTCUTS = ("shortcut.", "linear_decoder.")
-ENCODER = ("encoder.", "shortcut.")  # names of the parameters that make latents
-INIT_BATCHES = 40  # that the shortcuts are solved from
-PICTURE_BATCH_SIZE = 8
+ENCODER = ("encoder.", "linear.analysis.")  # names of the parameters that make latents
+NUM_LINEAR_BATCHES = 250  # of images, that the linear codec is solved from
 DISCRIMINATOR_MULTIPLIERS = (2, 4, 4, 4)
 
 
@@ -86,10 +85,6 @@ def build_model(config: TrainConfig, accelerator: Accelerator) -> Autoencoder:
         torch.manual_seed(config.seed)
         return new_model(config.preset)
     preset = PRESETS[config.preset]() | {"prediction_type": config.prediction_type}
-    if config.prediction_type == "epsilon" and preset.get("motion_shortcut"):
-        # Choice: noise prediction has no shortcuts. They draw a video, not noise.
-        accelerator.print("epsilon predicts noise: training without the preset's shortcuts")
-        preset["motion_shortcut"] = False
     torch.manual_seed(config.seed)
     return AutoencoderREGEN(**preset)
 
@@ -116,7 +111,7 @@ def take_weights(model: Autoencoder, config: TrainConfig) -> list[str]:
     if predicts != wanted:
         raise ValueError(f"{config.init} predicts {predicts}: give --prediction-type {predicts}")
     state = model.state_dict()
-    given = source.state_dict() | _fewer_codes(source, model)
+    given = source.state_dict()
     fitting = {
         name: tensor
         for name, tensor in given.items()
@@ -134,29 +129,10 @@ def take_weights(model: Autoencoder, config: TrainConfig) -> list[str]:
     return new
 
 
-def _fewer_codes(source: Autoencoder, model: Autoencoder) -> dict[str, torch.Tensor]:
-    """The picture codec of `source` without the codes that `model` has no room for, by name.
-
-    Such a codec is also trained without them, from the last code on (FEWER_CODES_SHARE).
-    """
-    before, after = (getattr(one, "shortcut", None) for one in (source, model))
-    if before is None or after is None:
-        return {}
-    num_codes = after.picture.analysis.out_channels
-    if before.picture.analysis.out_channels <= num_codes:
-        return {}
-    with torch.no_grad():
-        state = before.picture.state_dict()
-        for name in ("analysis", "encoder.conv_out"):
-            for kind in ("weight", "bias"):
-                state[f"{name}.{kind}"] = state[f"{name}.{kind}"][:num_codes]
-        for name in ("synthesis.weight", "decoder.conv_in.weight"):
-            state[name] = state[name][:, :num_codes]
-    return {f"shortcut.picture.{name}": tensor for name, tensor in state.items()}
-
-
-def build_batches(config: TrainConfig, model: Autoencoder, clips: list[Clip]) -> TrainingBatches:
-    """The batches of rank 0."""
+def build_batches(
+    config: TrainConfig, model: Autoencoder, clips: list[Clip], accelerator: Accelerator
+) -> TrainingBatches | ChunkBatches:
+    """The batches of rank 0; of a model with moving content, from a store of chunks."""
     batch_config = BatchConfig(
         seed=config.seed,
         num_steps=config.steps,
@@ -171,80 +147,55 @@ def build_batches(config: TrainConfig, model: Autoencoder, clips: list[Clip]) ->
         num_targets=config.num_targets,
         # MAGVIT-v2 reconstructs, and nothing else.
         other_tasks=config.other_tasks if isinstance(model, AutoencoderREGEN) else 0.0,
+        color_augmentation=config.color_augmentation,
     )
-    return TrainingBatches(clips, batch_config)
+    batches = TrainingBatches(clips, batch_config)
+    if not has_moving_content(model):
+        return batches
+    stores = {}
+    if config.image_share < 1:
+        total = sum(RATIO_WEIGHTS.values())
+        for ratio, weight in RATIO_WEIGHTS.items():
+            count = math.ceil(config.chunks * weight / total)
+            folder = config.chunk_cache or config.output / "chunks"
+            store = ChunkStore(folder / f"ratio_{ratio}", ratio, count, config.crop)
+            with accelerator.main_process_first():  # the others find it filled
+                store.fill(batches.draw_chunk, config.seed, partial(tqdm, desc=f"{ratio}x motion"))
+            stores[ratio] = store
+    return ChunkBatches(batches, stores, config.image_share, config.num_targets)
 
 
-def start_shortcuts(
-    model: AutoencoderREGEN,
-    batches: TrainingBatches,
-    config: TrainConfig,
-    accelerator: Accelerator,
-    has_picture: bool,
+def has_moving_content(model: Autoencoder) -> TypeGuard[AutoencoderREGEN]:
+    return isinstance(model, AutoencoderREGEN) and model.linear is not None
+
+
+def start_linear(
+    model: AutoencoderREGEN, batches: TrainingBatches | ChunkBatches, accelerator: Accelerator
 ) -> None:
-    """Train the picture codec; then the temporal codec, or, in a model without, solve the linear
-    shortcuts from the first video batches.
-
-    `has_picture`: it is trained already. Every process trains, the main one solves; all take the
-    main process' result.
-    """
-    assert model.shortcut is not None
-    # The stages take hours, and go on where they stopped: by these options, and no others.
+    """Solve the linear codec of `model` from the first images; every process takes the result."""
+    assert model.linear is not None
+    images = batches.images if isinstance(batches, ChunkBatches) else batches
     if accelerator.is_main_process:
-        write_run_config(config.output / "config.json", config, accelerator.num_processes)
-    if not has_picture:
-        train_picture(
-            model.shortcut.picture,
-            model.config["latent_channels"],
-            PictureBatches(batches, config.picture_steps, PICTURE_BATCH_SIZE),
-            accelerator,
-            config.output / "picture",
-            config.checkpoint_every,
-            config.num_workers,
-        )
-    model.cpu()
-    if model.shortcut.temporal is not None:
-        train_temporal(
-            model.shortcut,
-            batches,
-            config.temporal_chunks,
-            config.temporal_steps,
-            accelerator,
-            config.output / "temporal",
-            config.checkpoint_every,
-            config.num_workers,
-            tqdm,
-        )
-    elif accelerator.is_main_process:
-        decibels = init_shortcuts(model, first_videos(model, batches), tqdm)
-        accelerator.print(f"shortcuts start at {decibels:.2f} dB on training crops")
-    for part in (model.shortcut, model.linear_decoder):
-        if part is not None:
-            broadcast_module(part, accelerator)
-
-
-def first_videos(model: AutoencoderREGEN, batches: TrainingBatches) -> list[torch.Tensor]:
-    """Whole chunks, uint8 `[B, 3, k + 1, H, W]` each, of the first batches; at least one."""
-    videos: list[torch.Tensor] = []
-    for step in range(100 * INIT_BATCHES):  # one batch in five is images
-        chunk = batches[step]["chunk"]
-        assert isinstance(chunk, torch.Tensor)
-        if chunk.shape[2] == model.geometry.chunk_length:
-            videos.append(chunk)
-        if step + 1 >= INIT_BATCHES and videos:
-            break
-    return videos
+        drawn = (images.images_of(step)["chunk"] for step in range(NUM_LINEAR_BATCHES))
+        frames = (chunk[:, :, 0] for chunk in drawn if isinstance(chunk, torch.Tensor))
+        decibels = solve_linear(model.linear, frames)
+        accelerator.print(f"the linear codec has {decibels:.2f} dB on training crops")
+    broadcast_module(model.linear, accelerator)
 
 
 def build_objectives(
     config: TrainConfig, model: Autoencoder, accelerator: Accelerator
-) -> tuple[REGENObjective | MAGVITObjective, DiscriminatorObjective | None]:
+) -> tuple[REGENObjective | MovingObjective | MAGVITObjective, DiscriminatorObjective | None]:
     """What `model` learns from, and who learns beside it."""
     if isinstance(model, AutoencoderREGEN):
         settings = ObjectiveConfig(
-            config.noise_only_share, config.detail_weighting, config.latent_noise
+            config.noise_only_share,
+            config.detail_weighting,
+            config.latent_noise,
+            config.perceptual_weight,
         )
-        return REGENObjective(model, settings), None
+        one = MovingObjective if has_moving_content(model) else REGENObjective
+        return one(model, settings), None
     assert isinstance(model, AutoencoderMAGVITv2)
     if config.perceptual_weights is None:
         distance = pyramid_distance
@@ -285,11 +236,9 @@ def start_run(config: TrainConfig, accelerator: Accelerator) -> Run:
     # After what --init can have wrong: decoding the clips takes long.
     with accelerator.main_process_first():
         training_clips, validation_clips, bad_clips = load_clips(config, accelerator)
-    batches = build_batches(config, model, training_clips)
-    if checkpoint is None and any(name.startswith(SHORTCUTS) for name in new):
-        assert isinstance(model, AutoencoderREGEN)
-        has_picture = not any(name.startswith("shortcut.picture.") for name in new)
-        start_shortcuts(model, batches, config, accelerator, has_picture)
+    batches = build_batches(config, model, training_clips, accelerator)
+    if checkpoint is None and has_moving_content(model) and "linear.analysis.weight" in new:
+        start_linear(model, batches, accelerator)
     if config.train_only == "decoder":
         for name, parameter in model.named_parameters():
             if name.startswith(ENCODER):

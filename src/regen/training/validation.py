@@ -10,20 +10,22 @@ from regen.data.batches import to_float
 from regen.data.clips import BadClipError, Clip
 from regen.evaluation.metrics import psnr, ssim
 from regen.evaluation.sheets import write_sheet
+from regen.perceptual.lpips import LPIPS
+from regen.perceptual.weights import WeightsAbsent
 
 NUM_SHOWN = 4  # clips on a sample sheet
 
 
 def validation_chunks(
-    clips: list[Clip], chunk_length: int, bad: list[str], size: int = 256
+    clips: list[Clip], num_frames: int, bad: list[str], size: int = 256
 ) -> Iterator[torch.Tensor]:
-    """The middle chunk of each clip, centre-cropped: float `[1, 3, <= k + 1, <= size, <= size]`.
+    """The middle of each clip, centre-cropped: float `[1, 3, <= num_frames, <= size, <= size]`.
 
     A clip that cannot be read is left out, and its line added to `bad`.
     """
     for clip in clips:
-        start = max(0, (clip.num_frames - chunk_length) // 2)
-        stop = min(start + chunk_length, clip.num_frames)
+        start = max(0, (clip.num_frames - num_frames) // 2)
+        stop = min(start + num_frames, clip.num_frames)
         try:
             chunk = np.stack(clip.read(range(start, stop)))
         except BadClipError as error:
@@ -39,12 +41,13 @@ def validation_chunks(
 def validate(
     reconstruct: Callable[[torch.Tensor, torch.Generator], torch.Tensor],
     clips: list[Clip],
-    chunk_length: int,
+    num_frames: int,
     device: torch.device,
     bad: list[str],
     sheet: Path | None = None,
 ) -> dict[str, float]:
-    """PSNR in dB and SSIM of one-step reconstructions: of all frames, and by their position.
+    """PSNR in dB, SSIM, and LPIPS (AlexNet) where its weights are installed, of one-step
+    reconstructions: of all frames, and PSNR by their position.
 
     Mean over frames, then clips; `frames/..._00` is of frame 0 of all clips that have one; {} where
     no clip could be read. Lines of those that could not are added to `bad`. Writes a sheet of the
@@ -52,12 +55,20 @@ def validate(
     """
     values: list[torch.Tensor] = []
     similarities: list[torch.Tensor] = []
+    distances: list[float] = []
+    try:
+        lpips = LPIPS("alex").to(device)
+    except WeightsAbsent:
+        lpips = None
     shown: list[tuple[torch.Tensor, torch.Tensor]] = []
-    for chunk in validation_chunks(clips, chunk_length, bad):
+    for chunk in validation_chunks(clips, num_frames, bad):
         chunk = chunk.to(device)
         reconstruction = reconstruct(chunk, torch.Generator().manual_seed(0))
         values.append(psnr(reconstruction, chunk)[0].cpu())
         similarities.append(ssim(reconstruction, chunk)[0].cpu())
+        if lpips is not None:
+            frames = (one[0].transpose(0, 1) for one in (reconstruction, chunk))
+            distances.append(float(lpips(*frames).mean()))
         if len(shown) < NUM_SHOWN and (not shown or chunk.shape == shown[0][0].shape):
             shown.append((chunk.cpu(), reconstruction.cpu()))
     if not values:
@@ -70,8 +81,9 @@ def validate(
         "validation/psnr_last_frame": float(np.mean([value[-1] for value in values])),
         "validation/ssim": float(np.mean([value.mean() for value in similarities])),
     }
-    for name, measured in (("psnr", values), ("ssim", similarities)):
-        for place in range(max(map(len, measured))):
-            those = [value[place] for value in measured if len(value) > place]
-            means[f"frames/{name}_{place:02d}"] = float(np.mean(those))
+    if distances:
+        means["validation/lpips"] = float(np.mean(distances))
+    for position in range(max(map(len, values))):
+        those = [value[position] for value in values if len(value) > position]
+        means[f"frames/psnr_{position:02d}"] = float(np.mean(those))
     return means
