@@ -80,6 +80,6 @@ def stretch(chunk: torch.Tensor, num_frames: int) -> torch.Tensor:
     if size in (1, num_frames):
         return chunk
     times = torch.linspace(0, size - 1, num_frames, device=chunk.device)
-    before = times.long().clamp(max=size - 2)
-    share = (times - before).to(chunk.dtype)[:, None, None]
-    return (1 - share) * chunk[:, :, before] + share * chunk[:, :, before + 1]
+    frames = torch.arange(size, device=chunk.device)
+    weights = (1 - (times[:, None] - frames).abs()).clamp_min(0).to(chunk.dtype)  # [num_frames, n]
+    return (weights @ chunk.flatten(3)).unflatten(3, chunk.shape[3:])

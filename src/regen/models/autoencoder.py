@@ -181,8 +181,9 @@ class AutoencoderREGEN(ModelMixin, AutoencoderMixin, ConfigMixin, LatentStatisti
         if moving_content:
             self.linear = LinearCodec(latent_channels)
             self.sources = nn.Parameter(torch.zeros(NUM_SOURCES, dim))
-            nn.init.normal_(self.encoder.conv_out.weight, std=0.02)
+            nn.init.zeros_(self.encoder.conv_out.weight)
             nn.init.zeros_(self.encoder.conv_out.bias)  # type: ignore[arg-type]
+            nn.init.normal_(self.encoder.conv_out.weight[MOTION_CHANNELS:], std=0.002)
         # Choice: z_m of an image is a learned constant. The encoder makes none of one frame.
         self.image_motion_latents = nn.Parameter(torch.zeros(latent_channels))
         # Choice: latents are normalised by mean and standard deviation per channel, content and

@@ -30,8 +30,10 @@ FINE_SCALE, FINE_RANGE, FINE_STEP = 4, 8, 4  # about the best of the coarse, and
 SEARCH_GROUP = 64  # displacements compared at once
 SEARCH_PENALTY = 8e-6  # squared error in [-1, 1] units that a pixel of displacement must gain
 NUM_SEARCHED = 16  # later frames that search and coarse steps look at
-# Scale of the pictures, iterations, window in cells of the grid, whether at all frames:
-REFINEMENTS = ((4, 8, 3, False), (2, 8, 3, False), (2, 24, 1, True), (1, 16, 1, True))
+# Scale of the pictures, iterations, window in cells of the grid, whether at all frames; twice as
+# many iterations for chunks of more than LONG_CHUNK frames:
+REFINEMENTS = ((4, 6, 3, False), (2, 6, 3, False), (2, 4, 1, True), (1, 3, 1, True))
+LONG_CHUNK = 17
 NEXT_REFINEMENTS = ((4, 6, 3), (2, 6, 3), (1, 4, 1))  # scale, iterations, window
 MOMENTUM = 0.7
 DAMPING = 5e-5  # of the squared gradient of the picture, in [-1, 1] units per pixel
@@ -61,6 +63,7 @@ def estimate_motion(chunk: torch.Tensor) -> torch.Tensor:
     for scale, num_iterations, window, is_all in REFINEMENTS:
         frames = every if is_all else some
         basis = motion_basis(frames.expand(len(chunk), -1), ratio, NUM_TERMS)
+        num_iterations *= 2 if chunk.shape[2] > LONG_CHUNK else 1
         motion = _refine(
             motion, grey[:, :1], grey[:, frames], basis, scale, num_iterations, window, GRID
         )

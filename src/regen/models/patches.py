@@ -17,15 +17,6 @@ def to_patches(video: torch.Tensor) -> torch.Tensor:
     return rearrange(video, "b c t (h p) (w q) -> b (t c p q) h w", p=PATCH, q=PATCH)
 
 
-def repeat_edges(planes: torch.Tensor) -> torch.Tensor:
-    """One more row and column on each side of `[B, C, h, w]`, repeated.
-
-    (F.pad's backward breaks under torch.compile.)
-    """
-    planes = torch.cat([planes[:, :, :1], planes, planes[:, :, -1:]], dim=2)
-    return torch.cat([planes[..., :1], planes, planes[..., -1:]], dim=3)
-
-
 def in_float32(tensor: torch.Tensor) -> torch.autocast:
     """A context in which the operations on `tensor`'s device keep their precision."""
     return torch.autocast(tensor.device.type, enabled=False)
@@ -34,15 +25,18 @@ def in_float32(tensor: torch.Tensor) -> torch.autocast:
 class LinearCodec(nn.Module):
     """A frame -> `num_channels` whitened principal components of each patch -> the frame again.
 
-    The synthesis is linear in the 3 x 3 neighbourhood of each patch. This is the residual path
-    around encoder and decoder (DC-AE, 2024): what linear coding can do, the model does from its
-    first step. `regen.training.linear_start` solves for the weights.
+    This is the residual path around encoder and decoder (DC-AE, 2024): what linear coding can do,
+    the model does from its first step. `regen.training.linear_start` finds the components.
+
+    Choice: each patch is decoded from its own components. Least squares from the neighbourhood has
+    half a decibel more, and then the transformer learns nothing: no linear feature of its inputs
+    tells anything of what is left, and it stays where it starts.
     """
 
     def __init__(self, num_channels: int) -> None:
         super().__init__()
         self.analysis = nn.Conv2d(PATCH_VALUES, num_channels, 1)
-        self.synthesis = nn.Conv2d(num_channels, PATCH_VALUES, 3)
+        self.synthesis = nn.Conv2d(num_channels, PATCH_VALUES, 1)
 
     def encode(self, frame: torch.Tensor) -> torch.Tensor:
         """`[B, 3, H, W]` in [-1, 1] -> `[B, num_channels, H/8, W/8]`, about unit variance."""
@@ -52,7 +46,7 @@ class LinearCodec(nn.Module):
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
         """`[B, num_channels, h, w]` -> `[B, 3, 8 h, 8 w]`."""
         with in_float32(latents):
-            patches = _convolve(self.synthesis, repeat_edges(latents.float()))
+            patches = _convolve(self.synthesis, latents.float())
         return rearrange(patches, "b (c p q) h w -> b c (h p) (w q)", p=PATCH, q=PATCH)
 
 
