@@ -16,17 +16,11 @@ from diffusers.models.autoencoders.vae import AutoencoderMixin, DecoderOutput
 from diffusers.models.modeling_utils import ModelMixin
 from diffusers.utils import BaseOutput
 from diffusers.utils.accelerate_utils import apply_forward_hook
-from diffusers.utils.torch_utils import randn_tensor
 from torch import nn
 
 from regen.chunking import ChunkGeometry, stretch
-from regen.flow import (
-    EPSILON_MAX_TIMESTEP,
-    PREDICTION_TYPES,
-    euler_sample,
-    posterior_gain,
-    predicted_sample,
-)
+from regen.flow import PREDICTION_TYPES, posterior_gain
+from regen.models.chunk_decoder import ChunkDecoder
 from regen.models.conditioning import InContextConditioning, LatentConditioning
 from regen.models.dit import REGENDiT
 from regen.models.encoder import REGENEncoder
@@ -46,10 +40,6 @@ from regen.models.patches import PATCH, LinearCodec
 
 PIXEL_STD = 0.5  # of pixels about grey
 PRIOR_STD = 0.1  # of pixels about the linear picture, or the warped first frame
-# Choice: the generative steps of a model with moving content begin at t = 0.2, from the one-step
-# picture. What its latents leave open has a standard deviation of about 0.08; stronger noise hides
-# it.
-OPEN_TIMESTEP = 0.2
 CODE_RANGE = 3.0  # of the learned channels of z_m
 CONDITIONING_TYPES = ("content_aware", "in_context")
 # What a frame is drawn from, each with a learned vector: z_c; the first frame; that and the next
@@ -407,19 +397,20 @@ class AutoencoderREGEN(ModelMixin, AutoencoderMixin, ConfigMixin, LatentStatisti
         times, height, width = self._check_decode(
             latents, num_frames, frame_times, height, width, num_inference_steps
         )
-        raw_latents = self.denormalize_latents(latents).to(self.dtype)
         chunk_index, local_times = self.geometry.locate(times, latents.shape[2])
         video = latents.new_empty(
             (latents.shape[0], 3, len(times), height, width), dtype=torch.float32
         )
-        decoder = ChunkDecoder(self, raw_latents, num_inference_steps, generator)
+        decoder = ChunkDecoder(self, num_inference_steps, generator)
         for index in chunk_index.unique().tolist():
+            chunk = latents[:, :, 2 * index : 2 * index + 2]
+            following = latents[:, :, 2 * index + 2 : 2 * index + 3]
             wanted = (chunk_index == index).nonzero()[:, 0]
             # Choice: at most k + 1 frames are generated together; more times make more groups. The
             # cost of attention grows with the square of their number.
             for group in wanted.split(self.geometry.chunk_length):
-                sample = decoder.decode(index, local_times[group])
-                video[:, :, group.to(video.device)] = sample[..., :height, :width].clamp(-1, 1)
+                sample = decoder.decode(index, chunk, following, local_times[group])
+                video[:, :, group.to(video.device)] = sample[..., :height, :width]
         return DecoderOutput(sample=video) if return_dict else (video,)
 
     def _check_decode(
@@ -482,105 +473,6 @@ class AutoencoderREGEN(ModelMixin, AutoencoderMixin, ConfigMixin, LatentStatisti
                 digest.update(f"{name}{list(tensor.shape)}".encode())
                 digest.update(tensor.detach().cpu().bfloat16().view(torch.int16).numpy().tobytes())
         return digest.hexdigest()[:16]
-
-
-class ChunkDecoder:
-    """Decodes the chunks of raw latents `[B, 8, n, h, w]` at any times of each.
-
-    Keeps the first frames of two neighbouring chunks, as the later frames are drawn from both.
-    """
-
-    def __init__(
-        self,
-        model: AutoencoderREGEN,
-        raw_latents: torch.Tensor,
-        num_inference_steps: int,
-        generator: torch.Generator | None,
-    ) -> None:
-        self.model, self.generator = model, generator
-        self.steps = num_inference_steps
-        rows, columns = raw_latents.shape[-2:]
-        window = model.config.attention_window or 1
-        padding = (0, -columns % window, 0, -rows % window, 0, 0)
-        self.latents = F.pad(raw_latents, padding, mode="replicate")
-        self.firsts: dict[int, torch.Tensor] = {}  # [B, 3, H, W] of the chunks last asked for
-        self.noises: dict[int, torch.Tensor] = {}
-
-    @property
-    def num_chunks(self) -> int:
-        return -(-self.latents.shape[2] // 2)
-
-    def decode(self, index: int, frame_times: torch.Tensor) -> torch.Tensor:
-        """Chunk `index` at `frame_times` `[F]` of its own: `[B, 3, F, 8 h', 8 w']`, float32.
-
-        h', w' are h and w rounded up to the attention window.
-        """
-        latents = self.latents[:, :, 2 * index : 2 * index + 2]
-        times = frame_times.to(latents.device, torch.float32).expand(len(latents), -1)
-        if self.model.linear is None:
-            return self._decode_plain(self.model.fill_motion(latents), times)
-        first = self._first(index)
-        is_first = frame_times == 0
-        if latents.shape[2] == 1 or is_first.all():
-            # Choice: an image does not move. At other times than 0 it is what it is.
-            return first[:, :, None].expand(-1, -1, len(frame_times), -1, -1)
-        has_next = index + 1 < self.num_chunks
-        following = self._first(index + 1) if has_next else None
-        self.firsts = {key: one for key, one in self.firsts.items() if key >= index}
-        video = first[:, :, None].repeat(1, 1, len(frame_times), 1, 1)
-        video[:, :, ~is_first] = self._later(
-            first, following, latents, times[:, ~is_first], self.noises[index]
-        )
-        return video
-
-    def _first(self, index: int) -> torch.Tensor:
-        if index not in self.firsts:
-            content = self.latents[:, :, 2 * index]
-            noise = self._noise(1)
-            self.noises[index] = noise[:, :, 0]
-            sample = euler_sample(
-                lambda noisy, t: self.model.predict_first(noisy, t, content),
-                noise,
-                self.steps,
-                open_timestep=OPEN_TIMESTEP,
-            )
-            self.firsts[index] = sample[:, :, 0].clamp(-1, 1)
-        return self.firsts[index]
-
-    def _later(
-        self,
-        first: torch.Tensor,
-        following: torch.Tensor | None,
-        latents: torch.Tensor,
-        times: torch.Tensor,
-        noise: torch.Tensor,
-    ) -> torch.Tensor:
-        model = self.model
-        sources = model.move_content(first, following, latents, times)
-        has_next = following is not None
-        # Choice: the noise of all frames of a chunk is one picture's.
-        return euler_sample(
-            lambda noisy, t: model.predict_later(noisy, t, latents, times, *sources, has_next),
-            noise[:, :, None].expand(-1, -1, times.shape[1], -1, -1),
-            self.steps,
-            open_timestep=OPEN_TIMESTEP,
-        )
-
-    def _decode_plain(self, latents: torch.Tensor, times: torch.Tensor) -> torch.Tensor:
-        model, kind = self.model, self.model.config.prediction_type
-
-        def denoise(noisy: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
-            output = model.predict(noisy.to(model.dtype), timestep, latents, times)
-            return predicted_sample(output, noisy, timestep, kind)
-
-        start = EPSILON_MAX_TIMESTEP if kind == "epsilon" else 1.0
-        return euler_sample(denoise, self._noise(times.shape[1]), self.steps, start)
-
-    def _noise(self, num_frames: int) -> torch.Tensor:
-        batch, _, _, rows, columns = self.latents.shape
-        shape = (batch, 3, num_frames, PATCH * rows, PATCH * columns)
-        device = self.latents.device
-        return randn_tensor(shape, generator=self.generator, device=device, dtype=torch.float32)
 
 
 def _precondition(

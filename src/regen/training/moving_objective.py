@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 from regen.flow import add_noise, posterior_gain
-from regen.models.autoencoder import OPEN_TIMESTEP, PRIOR_STD, AutoencoderREGEN
+from regen.models.autoencoder import PRIOR_STD, AutoencoderREGEN
+from regen.models.chunk_decoder import OPEN_TIMESTEP
 from regen.models.patches import PATCH
 from regen.perceptual.lpips import LPIPS
 from regen.training.objective import Given, ObjectiveConfig
