@@ -73,6 +73,10 @@ class LatentConditioning(nn.Module):
         super().__init__()
         self.siren = ModulatedSIREN(latent_channels, siren_width, siren_num_layers, omega, ratio)
         self.proj = nn.Linear(latent_channels + siren_width, dim)
+        # Choice: z_c and the SIREN's output begin with equal parts of z_e. There are ten times as
+        # many of the latter's channels, and what z_c says would be learned late.
+        with torch.no_grad():
+            self.proj.weight[:, :latent_channels] *= (siren_width / latent_channels / 2) ** 0.5
         self.norm = nn.Parameter(torch.ones(dim))
 
     def forward(self, latents: torch.Tensor, frame_times: torch.Tensor) -> torch.Tensor:
