@@ -7,7 +7,7 @@ pictures count as videos. All streams: memory does not grow with the length. PyA
 program is called.
 """
 
-from regen.video.preparing import RAW_SUFFIX, read_prepared
+from regen.video.preparing import RAW_SUFFIX, interpolate_frames, read_prepared
 from regen.video.reader import (
     PICTURE_FRAME_RATE,
     PICTURE_SUFFIXES,
@@ -41,6 +41,7 @@ __all__ = [
     "count_frames",
     "frames_to_video",
     "has_sound",
+    "interpolate_frames",
     "open_video",
     "read_frames",
     "read_frames_at",
