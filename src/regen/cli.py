@@ -58,7 +58,17 @@ class ModelOptions:
 
 
 @dataclass(frozen=True)
-class Reconstruct(ModelOptions):
+class SourceOptions:
+    """How a video is read."""
+
+    stream: int | None = None
+    """Which video stream of a file with several, from 0; by default the one marked as default."""
+    skip_damaged: bool = False
+    """Read past damage; the frames lost are counted. By default a damaged file is an error."""
+
+
+@dataclass(frozen=True)
+class Reconstruct(ModelOptions, SourceOptions):
     """Compress a video to REGEN latents and re-generate it from them.
 
     Example: regen reconstruct clip.mp4 again.mp4 --compare
@@ -85,7 +95,9 @@ class Reconstruct(ModelOptions):
         )
         from regen.codec import check_reconstruct, compare_path, reconstruct_file
 
-        info = check_reconstruct(self.source, self.output, self.compare, self.short_side)
+        info = check_reconstruct(
+            self.source, self.output, self.compare, self.short_side, self.stream
+        )
         model = self.load()
         report = _with_progress(
             info.num_frames,
@@ -99,6 +111,8 @@ class Reconstruct(ModelOptions):
                 short_side=self.short_side,
                 storage=self.storage,
                 progress=progress,
+                stream=self.stream,
+                skip_damaged=self.skip_damaged,
             ),
         )
         rows = [
@@ -114,7 +128,7 @@ class Reconstruct(ModelOptions):
 
 
 @dataclass(frozen=True)
-class Encode(ModelOptions):
+class Encode(ModelOptions, SourceOptions):
     """Compress a video to a latent file.
 
     Example: regen encode clip.mp4 clip.safetensors --storage int8
@@ -133,12 +147,19 @@ class Encode(ModelOptions):
         _check_numbers(short_side=self.short_side)
         from regen.codec import check_encode, encode_file
 
-        info = check_encode(self.source, self.output)
+        info = check_encode(self.source, self.output, self.stream)
         model = self.load()
         report = _with_progress(
             info.num_frames,
             lambda progress: encode_file(
-                model, self.source, self.output, self.storage, self.short_side, progress
+                model,
+                self.source,
+                self.output,
+                self.storage,
+                self.short_side,
+                progress,
+                self.stream,
+                self.skip_damaged,
             ),
         )
         pixels = report.num_frames * report.height * report.width
@@ -717,6 +738,7 @@ def _common_rows(
         ("frames per latent frame", f"{report.frames_per_latent_frame:.2f}"),
         ("pixel values per latent value", f"{report.values_ratio:.1f}"),
         ("speed", f"{report.frames_per_s:.2f} frames/s ({report.elapsed_s:.1f} s)"),
+        *(("note", note) for note in report.notes),
     ]
 
 
@@ -767,7 +789,7 @@ def _latents_rows(path: Path) -> list[tuple[str, str]]:
         ("latent file", f"{path} ({_size(path)})"),
         ("video", f"{video.num_frames} frames of {video.width} x {video.height}"),
         ("frame rate", _rate(video.frame_rate)),
-        ("duration", f"{float(video.times[-1] + 1 / video.frame_rate):.2f} s"),
+        ("duration", f"{float(video.duration):.2f} s"),
         ("pixel shape", str(video.sample_aspect_ratio)),
         ("latents", f"{channels} channels x {num_latent_frames} x {height} x {width}"),
         ("stored as", video.storage),
@@ -797,6 +819,7 @@ def _video_rows(path: Path) -> list[tuple[str, str]]:
         ("duration", duration),
         ("codec", f"{info.codec}, {info.pixel_format}"),
         ("sound", "yes" if info.has_audio else "no"),
+        *(("note", note) for note in reader.notes),
     ]
 
 
