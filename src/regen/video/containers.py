@@ -23,6 +23,7 @@ from regen.video.media import PICTURE_FRAME_RATE, VideoError, one_line
 
 _TEXT_ART_FORMATS = ("tty", "bin", "xbin", "adf", "idf")  # FFmpeg renders text files as video
 _NO_VIDEO = av.stream.Disposition.attached_pic | av.stream.Disposition.timed_thumbnails
+_NO_DISPLAY_TIMES = ("avi", "asf")  # they store dts alone, from which FFmpeg guesses pts
 _NUM_HEAD = 32  # packets that tell whether time stamps are in display order; H.264 reorders 16
 
 
@@ -155,6 +156,8 @@ class ContainerFrames:
         self.end: Fraction | None = None
         self.notes: list[str] = []
         self._num_failed = 0
+        self._early: dict[int, int] = {}
+        self._stamps: list[int] = []  # a heap
 
     def __iter__(self) -> Iterator[tuple[Any, Fraction | None]]:
         self._num_failed = 0
@@ -176,7 +179,7 @@ class ContainerFrames:
         size, first, last, count, num_packets, num_concealed = None, None, None, 0, 0, 0
         cut = False
         try:
-            for packet, stamps in self._packets():
+            for packet in self._packets():
                 num_packets += packet.size > 0
                 # Broadcast recordings often have corrupt packets.
                 cut = packet.is_corrupt and "mpegts" not in container.format.name
@@ -193,7 +196,7 @@ class ContainerFrames:
                         continue
                     num_concealed += frame.is_corrupt
                     count += 1
-                    stamp = heapq.heappop(stamps) if stamps else frame.pts
+                    stamp = self._stamp_of(frame)
                     last = None if stamp is None else stamp * stream.time_base
                     first = last if first is None else first
                     self._look_at(frame)
@@ -225,20 +228,32 @@ class ContainerFrames:
         if last is not None and (self.end is None or self.end <= last):
             self.end = last + (frame.duration * stream.time_base or frame_time)
 
-    def _packets(self) -> Iterator[tuple[Any, list[int]]]:
-        """Packets, each with a heap of times that frames take in turn; empty where they have
-        their own."""
+    def _packets(self) -> Iterator[Any]:
         packets = self.container.demux(self.stream)
         head = list(islice(packets, _NUM_HEAD)) if self.stream.codec_context.reorder_depth else []
+        is_guessed = self.container.format.name in _NO_DISPLAY_TIMES
         pts = [packet.pts for packet in head if packet.size]
-        in_order = is_in_decoding_order(self.stream, pts)
-        start = self.stream.start_time
-        shift = start - pts[0] if in_order and start is not None else 0
-        stamps: list[int] = []
+        in_order = is_guessed or is_in_decoding_order(self.stream, pts)
+        has_begun = False
+        self._early, self._stamps = {}, []
         for packet in chain(head, packets):
-            if in_order and packet.pts is not None:
-                heapq.heappush(stamps, packet.pts + shift)
-            yield packet, stamps
+            has_begun = has_begun or packet.is_keyframe
+            stamp = packet.dts if is_guessed else packet.pts
+            if in_order and stamp is not None:
+                if has_begun:
+                    heapq.heappush(self._stamps, stamp)
+                else:
+                    self._early[packet.pts] = stamp
+            yield packet
+
+    def _stamp_of(self, frame: Any) -> int | None:
+        """Where packets have no times of display, the frames take theirs in turn.
+
+        Packets before the first key frame are seldom decoded: a frame of such a one takes its own.
+        """
+        if frame.pts in self._early:
+            return self._early.pop(frame.pts)
+        return heapq.heappop(self._stamps) if self._stamps else frame.pts
 
     def _decode(self, decoder: Any, packet: Any, cut: bool) -> list[Any]:
         if not self.skip_damaged:

@@ -135,8 +135,8 @@ def _seek_all(
     for key, group in groupby(wanted, key_before):
         before = None
         for frame in _guarded(_decode_from(container, stream, decoder, key, set(group)), file):
-            is_misplaced = before is not None and frame.pts <= before
-            if frame.pts is None or is_misplaced or frame.interlaced_frame:
+            is_misplaced = frame.pts is None or (before is not None and frame.pts <= before)
+            if is_misplaced or frame.interlaced_frame:
                 return {}  # the times are not to be trusted, or neighbours are needed
             before = frame.pts
             if frame.pts in wanted:
