@@ -176,7 +176,11 @@ class ContainerFrames:
         container, stream, file = self.container, self.stream, self.file
         decoder = decoder_of(stream)
         decoder.thread_type = "AUTO"
-        size, first, last, count, num_packets, num_concealed = None, None, None, 0, 0, 0
+        first: Fraction | None = None
+        last: Fraction | None = None
+        shortest: Fraction | None = None
+        size = None
+        count, num_packets, num_concealed = 0, 0, 0
         cut = False
         try:
             for packet in self._packets():
@@ -197,8 +201,10 @@ class ContainerFrames:
                     num_concealed += frame.is_corrupt
                     count += 1
                     stamp = self._stamp_of(frame)
-                    last = None if stamp is None else stamp * stream.time_base
+                    before, last = last, None if stamp is None else stamp * stream.time_base
                     first = last if first is None else first
+                    if before is not None and last is not None and before < last:
+                        shortest = min(shortest or last - before, last - before)
                     self._look_at(frame)
                     yield frame, last
                 if cut and not self.skip_damaged:
@@ -217,21 +223,22 @@ class ContainerFrames:
             )
         if num_concealed:
             self._note(f"{num_concealed} damaged frames, shown as far as they could be decoded")
-        frame_time = 1 / Fraction(stream.guessed_rate or PICTURE_FRAME_RATE)
         if self._num_failed or is_short:
             expected = num_shown(container, stream) if listed else None
             if expected is None and first is not None and last is not None:
-                expected = round((last - first) / frame_time) + 1
+                expected = round((last - first) * (stream.average_rate or PICTURE_FRAME_RATE)) + 1
             lost = max(self._num_failed, (expected or 0) - count)
             self._note(f"damaged: {lost} frames{' or more' if is_short else ''} are lost")
         self.end = stream_end(container, stream)
         if last is not None and (self.end is None or self.end <= last):
-            self.end = last + (frame.duration * stream.time_base or frame_time)
+            stated = 0 if self._is_guessed() else frame.duration
+            lasting = Fraction(stated * stream.time_base) or shortest
+            self.end = None if lasting is None else last + lasting
 
     def _packets(self) -> Iterator[Any]:
         packets = self.container.demux(self.stream)
         head = list(islice(packets, _NUM_HEAD)) if self.stream.codec_context.reorder_depth else []
-        is_guessed = self.container.format.name in _NO_DISPLAY_TIMES
+        is_guessed = self._is_guessed()
         pts = [packet.pts for packet in head if packet.size]
         in_order = is_guessed or is_in_decoding_order(self.stream, pts)
         has_begun = False
@@ -245,6 +252,9 @@ class ContainerFrames:
                 else:
                     self._early[packet.pts] = stamp
             yield packet
+
+    def _is_guessed(self) -> bool:
+        return self.container.format.name in _NO_DISPLAY_TIMES
 
     def _stamp_of(self, frame: Any) -> int | None:
         """Where packets have no times of display, the frames take theirs in turn.
