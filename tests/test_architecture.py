@@ -22,7 +22,7 @@ ROOMS: dict[str, set[str]] = {
     "latents": {"files", "chunking"},
     "flow": set(),
     "models": {"chunking", "flow"},
-    "data": {"video"},
+    "data": {"files", "video"},
     "evaluation": {"video", "latents", "models", "data"},
     "text": set(),
     "cache": {"video", "latents", "models", "data", "text"},

@@ -3,7 +3,9 @@
 No logic of its own. torch is imported only when a command runs, so that `--help` is quick.
 """
 
+import io
 import math
+import signal
 import sys
 import warnings
 from collections.abc import Callable
@@ -24,9 +26,10 @@ if TYPE_CHECKING:
     from regen.codec import Report
     from regen.models.loading import Autoencoder
 
-InPath = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="IN")]
+InPlace = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="IN")]
 OutPath = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")]
-LatentsPath = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="LATENTS")]
+LatentsPlace = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="LATENTS")]
+SUFFIX = ".safetensors"  # of latent files
 BYTES_PER_VALUE = {"float32": 4, "bfloat16": 2, "int8": 1}
 
 
@@ -74,8 +77,9 @@ class Reconstruct(ModelOptions, SourceOptions):
     Example: regen reconstruct clip.mp4 again.mp4 --compare
     """
 
-    source: InPath = tyro.MISSING
-    """A video (MP4, MOV, MKV, WebM, GIF, ...), a picture, or a folder of pictures."""
+    source: InPlace = tyro.MISSING
+    """A video (MP4, MOV, MKV, WebM, GIF, ...), a picture, or a folder of pictures; also its URL, or
+    - for standard input."""
     output: OutPath = tyro.MISSING
     """.mp4, .webm, lossless .mkv, .png of a picture; without an ending: a folder of PNGs."""
     num_inference_steps: int = 1
@@ -93,17 +97,21 @@ class Reconstruct(ModelOptions, SourceOptions):
         _check_numbers(
             num_inference_steps=self.num_inference_steps, short_side=self.short_side, seed=self.seed
         )
+        from regen.data.places import local_file
+
+        with local_file(self.source) as source:
+            self._run(source)
+
+    def _run(self, source: Path) -> None:
         from regen.codec import check_reconstruct, compare_path, reconstruct_file
 
-        info = check_reconstruct(
-            self.source, self.output, self.compare, self.short_side, self.stream
-        )
+        info = check_reconstruct(source, self.output, self.compare, self.short_side, self.stream)
         model = self.load()
         report = _with_progress(
             info.num_frames,
             lambda progress: reconstruct_file(
                 model,
-                self.source,
+                source,
                 self.output,
                 num_inference_steps=self.num_inference_steps,
                 seed=self.seed,
@@ -119,7 +127,7 @@ class Reconstruct(ModelOptions, SourceOptions):
             ("PSNR, mean over frames", f"{report.psnr:.2f} dB"),
             ("SSIM, mean over frames", _ssim(report.ssim)),
             *_common_rows(report, model, model.temporal_compression_ratio, self.storage),
-            ("source", f"{self.source} ({_size(self.source)})"),
+            ("source", f"{self.source} ({_size(source)})"),
             ("written", f"{self.output} ({_size(self.output)})"),
         ]
         if self.compare:
@@ -134,8 +142,9 @@ class Encode(ModelOptions, SourceOptions):
     Example: regen encode clip.mp4 clip.safetensors --storage int8
     """
 
-    source: InPath = tyro.MISSING
-    """A video (MP4, MOV, MKV, WebM, GIF, ...), a picture, or a folder of pictures."""
+    source: InPlace = tyro.MISSING
+    """A video (MP4, MOV, MKV, WebM, GIF, ...), a picture, or a folder of pictures; also its URL, or
+    - for standard input."""
     output: OutPath = tyro.MISSING
     """The latent file to write; ends in .safetensors."""
     storage: Literal["float32", "bfloat16", "int8"] = "bfloat16"
@@ -145,15 +154,21 @@ class Encode(ModelOptions, SourceOptions):
 
     def run(self) -> None:
         _check_numbers(short_side=self.short_side)
+        from regen.data.places import local_file
+
+        with local_file(self.source) as source:
+            self._run(source)
+
+    def _run(self, source: Path) -> None:
         from regen.codec import check_encode, encode_file
 
-        info = check_encode(self.source, self.output, self.stream)
+        info = check_encode(source, self.output, self.stream)
         model = self.load()
         report = _with_progress(
             info.num_frames,
             lambda progress: encode_file(
                 model,
-                self.source,
+                source,
                 self.output,
                 self.storage,
                 self.short_side,
@@ -166,7 +181,7 @@ class Encode(ModelOptions, SourceOptions):
         rows = [
             *_common_rows(report, model, model.temporal_compression_ratio, self.storage),
             ("bits per pixel", f"{8 * self.output.stat().st_size / pixels:.3f}"),
-            ("source", f"{self.source} ({_size(self.source)})"),
+            ("source", f"{self.source} ({_size(source)})"),
             ("written", f"{self.output} ({_size(self.output)})"),
         ]
         _print_table(rows)
@@ -179,8 +194,8 @@ class Decode(ModelOptions):
     Example: regen decode clip.safetensors again.mp4 --audio clip.mp4
     """
 
-    source: LatentsPath = tyro.MISSING
-    """A latent file that regen encode wrote with the same model."""
+    source: LatentsPlace = tyro.MISSING
+    """A latent file that regen encode wrote with the same model; also its URL, or -."""
     output: OutPath = tyro.MISSING
     """.mp4, .webm, lossless .mkv, .png of a picture; without an ending: a folder of PNGs."""
     num_inference_steps: int = 1
@@ -203,12 +218,18 @@ class Decode(ModelOptions):
         )
         if self.every > 1 and self.frame_rate_multiplier > 1:
             raise ValueError("--every and --frame-rate-multiplier exclude each other: give one")
+        from regen.data.places import local_file
+
+        with local_file(self.source) as source:
+            self._run(source)
+
+    def _run(self, source: Path) -> None:
         from regen.codec import FrameGrid, check_decode, decode_file
         from regen.latents import read_latents
 
         grid = FrameGrid(self.every, self.frame_rate_multiplier)
-        video = read_latents(self.source)
-        check_decode(self.source, video, self.output, self.audio, grid)
+        video = read_latents(source)
+        check_decode(source, video, self.output, self.audio, grid)
         model = self.load()
         report = _with_progress(
             grid.num_frames(video.num_frames),
@@ -226,7 +247,7 @@ class Decode(ModelOptions):
         rows = [
             *_common_rows(report, model, video.temporal_compression_ratio, video.storage),
             ("generated", f"{report.num_decoded} frames"),
-            ("latent file", f"{self.source} ({_size(self.source)})"),
+            ("latent file", f"{self.source} ({_size(source)})"),
             ("written", f"{self.output} ({_size(self.output)})"),
         ]
         _print_table(rows)
@@ -240,10 +261,11 @@ class Info:
     """
 
     what: tyro.conf.Positional[str]
-    """A file, the name or folder of a model (NAME@RATIO too), or a preset of
-    regen.models.presets."""
+    """A file, its URL or - for standard input; the name or folder of a model (NAME@RATIO too), or a
+    preset of regen.models.presets."""
 
     def run(self) -> None:
+        from regen.data.places import is_url, local_file
         from regen.models.loading import embedded_models, is_model
         from regen.models.presets import MAGVIT_PRESETS, PRESETS
 
@@ -252,10 +274,10 @@ class Info:
             _print_table(_preset_rows(self.what))
         elif is_model(self.what):
             _print_table(_model_rows(self.what))
-        elif path.suffix.lower() == ".safetensors":
-            _print_table(_latents_rows(path))
-        elif path.exists():
-            _print_table(_video_rows(path))
+        elif self.what == "-" or is_url(self.what) or path.exists() or path.suffix == SUFFIX:
+            with local_file(self.what) as file:
+                is_latents = path.suffix.lower() == SUFFIX
+                _print_table((_latents_rows if is_latents else _video_rows)(file, self.what))
         else:
             names = ", ".join([*embedded_models(), *PRESETS, *MAGVIT_PRESETS])
             raise ValueError(f"{self.what} is no file, and no model or preset ({names})")
@@ -655,6 +677,9 @@ Each command explains itself: regen reconstruct --help
 def main() -> None:
     """Entry point of `regen`. Bad input: one line on standard error, exit status 1; Ctrl-C: 130."""
     warnings.filterwarnings("ignore", category=UserWarning)
+    signal.signal(signal.SIGTERM, _terminate)
+    if isinstance(sys.stdout, io.TextIOWrapper):  # names of files that are not UTF-8
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         command = _parse()
         if isinstance(command, Train) and command.recipe is not None:
@@ -666,8 +691,18 @@ def main() -> None:
         if isinstance(error, RuntimeError) and "memory" not in str(error):
             raise
         _fail(1, f"out of memory ({error}); try a smaller picture: --short-side")
+    except Terminated:
+        _fail(143, "terminated")
     except KeyboardInterrupt:
         _fail(130, "interrupted")
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM: ends a command as Ctrl-C does, so that nothing half-written stays."""
+
+
+def _terminate(*_: object) -> None:
+    raise Terminated
 
 
 def _parse(default: Any = tyro.MISSING) -> Any:
@@ -779,14 +814,14 @@ def _parameter_rows(model: "Autoencoder") -> list[tuple[str, str]]:
     return rows
 
 
-def _latents_rows(path: Path) -> list[tuple[str, str]]:
+def _latents_rows(path: Path, name: str) -> list[tuple[str, str]]:
     from regen.latents import read_latents
 
     video = read_latents(path)
     space, ratio = video.spatial_compression_ratio, video.temporal_compression_ratio
     channels, num_latent_frames, height, width = video.latents.shape
     return [
-        ("latent file", f"{path} ({_size(path)})"),
+        ("latent file", f"{name} ({_size(path)})"),
         ("video", f"{video.num_frames} frames of {video.width} x {video.height}"),
         ("frame rate", _rate(video.frame_rate)),
         ("duration", f"{float(video.duration):.2f} s"),
@@ -802,7 +837,7 @@ def _latents_rows(path: Path) -> list[tuple[str, str]]:
     ]
 
 
-def _video_rows(path: Path) -> list[tuple[str, str]]:
+def _video_rows(path: Path, name: str) -> list[tuple[str, str]]:
     from regen.video import open_video
 
     with open_video(path) as reader:
@@ -811,7 +846,7 @@ def _video_rows(path: Path) -> list[tuple[str, str]]:
     duration = "not declared" if info.duration_s is None else f"{info.duration_s:.2f} s"
     kind = "folder of pictures" if path.is_dir() else "picture" if info.is_still else "video"
     return [
-        (kind, f"{path} ({_size(path)})"),
+        (kind, f"{name} ({_size(path)})"),
         ("size", f"{info.width} x {info.height}, rotated by {info.rotation} degrees"),
         ("pixel shape", str(info.sample_aspect_ratio)),
         ("frames", frames),

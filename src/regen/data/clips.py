@@ -18,8 +18,9 @@ from PIL import Image
 from tqdm import tqdm
 
 from regen.data.finding import find_items
-from regen.data.items import Item
+from regen.data.items import Item, printable
 from regen.data.processes import map_in_order, process_pool
+from regen.files import draft, write_text
 from regen.video import VideoError, count_frames, open_video, read_frames_at, read_picture
 
 MAX_SHORT_SIDE = 256  # pixels of a video; a photo keeps twice as many
@@ -104,7 +105,7 @@ class ClipSet:
 
 def _line(item: Item, error: object) -> str:
     """One line that names the item and gives the reason."""
-    reason = " ".join(str(error).split())
+    reason = printable(" ".join(str(error).split()))
     return reason if reason.startswith(str(item)) else f"{item}: {reason}"
 
 
@@ -137,17 +138,11 @@ def _decode_item(item: Item, array_path: Path) -> str | None:
                         if len(frames) == (1 if item.is_photo else MAX_FRAMES):
                             break
             except VideoError as error:
-                return _line(item, str(error).replace(str(path), str(item)))
+                return _line(item, printable(str(error)).replace(printable(str(path)), str(item)))
     except OSError as error:
         return _line(item, error)
-    # Beside, under a name of this process, then renamed: others see no file or a whole one.
-    temporary = array_path.with_suffix(f".{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            np.save(file, np.stack(frames))
-        temporary.replace(array_path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with draft(array_path) as temporary, temporary.open("wb") as file:
+        np.save(file, np.stack(frames))
     return None
 
 
@@ -167,7 +162,7 @@ def _array_shape(array_path: Path) -> tuple[int, int, int] | None:
 def _array_path(item: Item, cache: Path) -> Path:
     short_side = 2 * MAX_SHORT_SIDE if item.is_photo else MAX_SHORT_SIDE
     key = f"{item.key} {short_side} {MAX_FRAMES}"
-    return cache / f"{hashlib.sha256(key.encode()).hexdigest()[:24]}.npy"
+    return cache / f"{hashlib.sha256(os.fsencode(key)).hexdigest()[:24]}.npy"
 
 
 def _decode_once(items: list[Item], cache: Path) -> ClipSet:
@@ -223,9 +218,7 @@ def _count_all(items: list[Item], cache: Path) -> list[tuple[int, int, int] | st
             for index, row in zip(missing, tqdm(found, "counting", len(missing)), strict=True):
                 facts[index] = row
         known |= {items[i].key: facts[i] for i in missing if not isinstance(facts[i], str)}
-        temporary = known_path.with_suffix(f".{os.getpid()}.tmp")
-        temporary.write_text(json.dumps(known))
-        temporary.replace(known_path)
+        write_text(known_path, json.dumps(known))
     return [row for row in facts if row is not None]
 
 
