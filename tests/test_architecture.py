@@ -25,7 +25,7 @@ ROOMS: dict[str, set[str]] = {
     "data": {"files", "video"},
     "evaluation": {"video", "latents", "models", "data"},
     "text": set(),
-    "cache": {"video", "latents", "models", "data", "text"},
+    "cache": {"files", "video", "latents", "models", "data", "text"},
     "pipeline": {"models", "text"},
     "generation": {"video", "pipeline"},
     "training": {

@@ -345,7 +345,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 def test_the_same_inputs_give_the_same_bytes(folder: Path, shards: Path, tmp_path: Path) -> None:
     again = write_shards([str(folder)], tmp_path / "again", SHARD_BYTES, num_workers=2)
     assert contents(tmp_path / "again") == contents(shards)
-    assert again.num_kept == 0 and not list(tmp_path.glob("**/*.tmp"))
+    assert again.num_kept == 0 and not list(tmp_path.glob("**/.*.part*"))
     one = write_shards([str(folder)], tmp_path / "one", 10**9, num_workers=1)
     assert one.num_shards == 1 and one.num_videos == 8
 

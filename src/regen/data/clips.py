@@ -18,7 +18,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from regen.data.finding import find_items
-from regen.data.items import Item, printable
+from regen.data.items import Item, line_about
 from regen.data.processes import map_in_order, process_pool
 from regen.files import draft, write_text
 from regen.video import VideoError, count_frames, open_video, read_frames_at, read_picture
@@ -59,7 +59,7 @@ class Clip:
         try:
             pictures = self._decode(indices)
         except (OSError, ValueError) as error:
-            raise BadClipError(_line(self.item, error)) from error
+            raise BadClipError(line_about(self.item, error)) from error
         return [pictures[index] for index in indices]
 
     def frames(self) -> np.ndarray:
@@ -103,12 +103,6 @@ class ClipSet:
     skipped: list[str]
 
 
-def _line(item: Item, error: object) -> str:
-    """One line that names the item and gives the reason."""
-    reason = printable(" ".join(str(error).split()))
-    return reason if reason.startswith(str(item)) else f"{item}: {reason}"
-
-
 def _sizes(item: Item, width: int, height: int) -> tuple[int, int]:
     """(width, height) of the pictures of an item that is displayed at `width` x `height`."""
     short_side = 2 * MAX_SHORT_SIDE if item.is_photo else MAX_SHORT_SIDE
@@ -138,9 +132,9 @@ def _decode_item(item: Item, array_path: Path) -> str | None:
                         if len(frames) == (1 if item.is_photo else MAX_FRAMES):
                             break
             except VideoError as error:
-                return _line(item, printable(str(error)).replace(printable(str(path)), str(item)))
+                return line_about(item, error, path)
     except OSError as error:
-        return _line(item, error)
+        return line_about(item, error)
     with draft(array_path) as temporary, temporary.open("wb") as file:
         np.save(file, np.stack(frames))
     return None
@@ -196,7 +190,7 @@ def _count_item(item: Item) -> tuple[int, int, int] | str:
         height, width, _ = read_picture(opened).shape
         return 1, width, height
     except (OSError, ValueError) as error:
-        return _line(item, error)
+        return line_about(item, error)
 
 
 def _count_all(items: list[Item], cache: Path) -> list[tuple[int, int, int] | str]:

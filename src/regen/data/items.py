@@ -64,6 +64,14 @@ class Item:
             yield path
 
 
+def line_about(item: Item, error: object, path: Path | None = None) -> str:
+    """One line that names an item and says what is wrong; `path` is what the error calls it."""
+    reason = printable(" ".join(str(error).split()))
+    if path is not None:
+        reason = reason.replace(printable(str(path)), str(item))
+    return reason if reason.startswith(str(item)) else f"{item}: {reason}"
+
+
 def printable(name: str) -> str:
     """A file's name as text: bytes that are not UTF-8 as \\xe9."""
     return os.fsencode(name).decode("utf-8", errors="backslashreplace")

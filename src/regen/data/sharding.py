@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from regen.data import places
 from regen.data.finding import find_items
-from regen.data.items import Item, printable
+from regen.data.items import Item, line_about
 from regen.data.processes import map_in_order, process_pool
 from regen.data.shards import index_place, read_index, write_index
 from regen.files import draft
@@ -164,8 +164,7 @@ def _inspect(item: Item) -> tuple[int, int, int] | str:
                     num_frames = 1 if item.is_photo else sum(1 for _ in reader)
                     return num_frames, reader.info.width, reader.info.height
             except ValueError as error:
-                said = printable(str(error)).replace(printable(str(path)), str(item))
-                return " ".join(said.split())
+                return line_about(item, error, path)
     except OSError as error:
         return f"{item}: cannot be read ({error})"
 
