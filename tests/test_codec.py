@@ -348,7 +348,7 @@ def test_quick_preview(tmp_path, small_model):
     report = decode_file(small_model, video, tmp_path / "out.mp4", grid=FrameGrid(every=5))
     assert container_times(tmp_path / "out.mp4") == times[::5] and report.num_decoded == 5
     with open_video(tmp_path / "out.mp4") as reader:
-        assert reader.info.frame_rate == rate / 5
+        assert len(list(reader)) == 5 and reader.end == 24 / rate  # as long as the source
     sparse = decode_file(small_model, video, tmp_path / "one.png", grid=FrameGrid(every=24))
     assert sparse.num_decoded == 1 and read_frames(tmp_path / "one.png").shape == (1, H, W, 3)
 

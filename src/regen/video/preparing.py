@@ -12,7 +12,10 @@ from typing import Any
 import av
 import numpy as np
 
-from regen.video.reader import VideoError, decode_container, frame_pixels, one_line, open_video
+from regen.video.colour import frame_pixels, has_alpha, hdr_kind
+from regen.video.containers import ContainerFrames
+from regen.video.media import VideoError, one_line
+from regen.video.reader import open_video
 
 RAW_SUFFIX = ".yuv"
 RAW_NAME = re.compile(r"_(\d+)x(\d+)_(\d+)(?:\D|$)")  # videoSRC01_1920x1080_30.yuv
@@ -52,8 +55,8 @@ def _pictures(path: Path, size: int | None) -> Iterator[np.ndarray]:
                 frame = av.VideoFrame.from_ndarray(picture.pixels, format="rgb24")
                 yield _crop(_scaled(frame, size), size)
             return
-    for _, _, frame in decode_container(path):
-        if frame.format.has_palette or any(part.is_alpha for part in frame.format.components):
+    for frame, _ in ContainerFrames(path):
+        if has_alpha(frame) or hdr_kind(frame):
             frame = av.VideoFrame.from_ndarray(frame_pixels(frame, 0, False), format="rgb24")
         yield _crop(_scaled(frame, size), size)
 
