@@ -636,7 +636,7 @@ def test_two_processes_prepare_one_cache(folder: Path, tmp_path: Path) -> None:
         int(clip.frames().sum()) for clip in prepare_clips([folder], tmp_path / "own").clips
     ]
     assert sums[0] == expected
-    assert not list((tmp_path / "cache").glob("*.tmp"))
+    assert not list((tmp_path / "cache").glob(".*.part*"))
 
 
 def test_a_failed_write_leaves_nothing(folder: Path, tmp_path: Path, monkeypatch) -> None:

@@ -693,13 +693,15 @@ def test_lpips_and_rfvd_are_there_by_default(
         assert pieces[name] == pytest.approx(whole[name], abs=1e-6)
 
 
-def test_hues_are_rotated_about_grey() -> None:
+def test_hues_are_rotated_about_grey(clips: Path, tmp_path: Path) -> None:
     frames = np.zeros((1, 1, 3, 3), np.uint8)
     frames[0, 0] = ((90, 90, 90), (200, 0, 0), (100, 120, 140))
     assert rotate_hue(frames, 120)[0, 0].tolist() == [[90, 90, 90], [0, 200, 0], [140, 100, 120]]
     half = rotate_hue(frames, 180)[0, 0].tolist()
     assert half == [[90, 90, 90], [0, 133, 133], [140, 120, 100]]
-    assert (
-        np.abs(rotate_hue(rotate_hue(frames, 90), -90)[0, 0, 2].astype(int) - (100, 120, 140)).max()
-        <= 1
-    )
+    back = rotate_hue(rotate_hue(frames, 90), -90).astype(int)
+    assert np.abs(back - frames)[0, 0, [0, 2]].max() <= 1  # what was not clipped
+    turned = EvaluateConfig(tmp_path, (str(clips),), hue_rotation=120, export=tmp_path / "x")
+    plain = replace(turned, hue_rotation=0)
+    clip = find_clips(turned)[0][0]
+    assert np.abs(clip.read(turned).astype(int) - clip.read(plain)[..., [2, 0, 1]]).max() <= 1

@@ -17,7 +17,7 @@ from regen.models.discriminator import VideoDiscriminator, blur_pool
 from regen.models.loading import load_model, new_model
 from regen.models.magvit import AutoencoderMAGVITv2, spread_latents
 from regen.models.presets import MAGVIT_PRESETS, PRESETS
-from regen.reproduction.cost import decode_flops_per_frame
+from regen.reproduction.experiments import gflops_per_frame
 from regen.training import adversarial
 from regen.training.adversarial import DiscriminatorObjective, MAGVITObjective
 from regen.training.objective import Given
@@ -146,10 +146,7 @@ def test_the_widened_decoder_has_the_parameters_of_regens(ratio: int) -> None:
 
 @pytest.mark.parametrize("ratio", RATIOS)
 def test_small_decoders_cost_the_same(ratio: int) -> None:
-    baseline, regen = (
-        decode_flops_per_frame(lambda name=name: new_model(name))
-        for name in (f"magvit_small_{ratio}x", f"small_{ratio}x")
-    )
+    baseline, regen = gflops_per_frame([f"magvit_small_{ratio}x", f"small_{ratio}x"], 256).values()
     assert baseline == pytest.approx(regen, rel=0.08)
 
 

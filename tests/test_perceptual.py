@@ -107,6 +107,21 @@ def test_files_that_the_user_names(tmp_path: Path) -> None:
     save_file(state, tmp_path / "i3d.safetensors")
     for name, tensor in I3D(tmp_path / "i3d.safetensors").state_dict().items():
         assert torch.allclose(tensor, published[name], atol=1e-4), name
+    state["logits.conv3d.bias"] = torch.zeros(600)
+    save_file(state, tmp_path / "i3d.safetensors")
+    with pytest.raises(ValueError, match=r"than I3D of 400 classes: .*logits\.bias"):
+        I3D(tmp_path / "i3d.safetensors")
+
+
+def test_files_of_torch_save_hold_tensors_alone(tmp_path: Path) -> None:
+    file = tmp_path / "a.pth"
+    torch.save({"features.0.bias": torch.ones(2)}, file)
+    assert weights.read_file(file)["features.0.bias"].tolist() == [1, 1]
+    for content, said in (({"a": tmp_path}, "no file of tensors"), ([1], "no dictionary")):
+        torch.save(content, file)
+        with pytest.raises(ValueError, match=said) as caught:
+            weights.read_file(file)
+        assert "\n" not in str(caught.value)
 
 
 def test_absent_weights_name_the_command(monkeypatch: pytest.MonkeyPatch) -> None:

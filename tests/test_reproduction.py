@@ -3,6 +3,7 @@
 import json
 import shutil
 from dataclasses import replace
+from fractions import Fraction
 from pathlib import Path
 from typing import get_args
 
@@ -20,20 +21,20 @@ from regen.models.autoencoder import AutoencoderREGEN
 from regen.models.extension import decode_extended
 from regen.models.loading import new_model
 from regen.models.presets import PRESETS, small_8x
-from regen.reproduction import paper, training
+from regen.reproduction import experiments, figures, measuring, tables, training
 from regen.reproduction.config import Experiment, ReproduceConfig
-from regen.reproduction.cost import count_flops
+from regen.reproduction.cost import PEERS, count_flops, time_and_memory
 from regen.reproduction.experiments import (
     EXPERIMENTS,
     check_equal_cost,
     geometry_cells,
     reproduce,
 )
-from regen.reproduction.measuring import find_clips, over_clips, reconstruct, write_comparison
-from regen.reproduction.peers import PEERS
+from regen.reproduction.measuring import draw, find_clips, means, over_clips
 from regen.reproduction.tables import Table, paper_cell, spread
-from regen.video import VideoWriter, read_prepared
+from regen.video import VideoWriter, interpolate_frames, read_prepared
 
+BUNNY = Path(__file__).parents[1] / "assets" / "bunny.mp4"
 TEST = {
     "num_layers": 1,
     "num_attention_heads": 2,
@@ -78,7 +79,7 @@ def config_of(folder: Path, output: Path, **options) -> ReproduceConfig:
 def test_figures_of_one_model_train_it_once(folder: Path, tmp_path: Path, monkeypatch) -> None:
     config = config_of(folder, tmp_path, seeds=(0, 1))
     table = reproduce("figure13", config)
-    assert [row[1] for row in table.rows[:3]] == ["the source", "the latents", "the latents"]
+    assert [row[1] for row in table.rows] == ["the source", *["the latents"] * 3]
     runs = sorted(path.name for path in (tmp_path / "models").iterdir() if path.name[0] != ".")
     assert runs == [f"small_8x-0.01min-seed{seed}" for seed in (0, 1)]
     plan = json.loads((tmp_path / "models" / runs[0] / "plan.json").read_text())
@@ -98,8 +99,15 @@ def test_figures_of_one_model_train_it_once(folder: Path, tmp_path: Path, monkey
     assert [row[0] for row in figure7.rows] == ["1", "2", "4", "8", "25"]
     assert " to " in figure7.rows[0][1]  # two seeds have a range
     assert [row[0] for row in figure9.rows] == ["1", "4", "8"]
-    kept = json.loads((tmp_path / "figure7.json").read_text())
-    assert kept["rows"] == figure7.rows and (tmp_path / "figure7.md").read_text()
+    kept = json.loads((tmp_path / "figure7-32.json").read_text())
+    assert kept["rows"] == figure7.rows and (tmp_path / "figure7-32.md").read_text()
+    assert list(figure7.columns) == ["steps", "PSNR", "SSIM"]
+    assert any("LPIPS VGG, rFVD: absent" in note for note in figure7.notes)
+    for name, height, width in (
+        ("figure9", 3 * 32 + 2 * 16, 6 * 18),
+        ("figure13", 32, 5 * 32),
+    ):
+        assert Image.open(tmp_path / f"{name}.png").size == (width, height)
 
 
 def test_numbers_of_other_weights_are_measured_anew(folder: Path, tmp_path: Path) -> None:
@@ -194,9 +202,9 @@ def test_accounting_of_frames() -> None:
 
 def test_the_papers_numbers_agree_with_themselves() -> None:
     """Tab. 5 repeats Tab. 1's DAVIS at 256."""
-    for ratio, methods in paper.TABLE_5.items():
+    for ratio, methods in tables.TABLE_5.items():
         for name in ("MAGVIT-v2", "REGEN"):
-            assert methods[name] == paper.TABLE_1[ratio][name]["DAVIS"]
+            assert methods[name] == tables.TABLE_1[256][ratio][name]["DAVIS"]
 
 
 def test_every_experiment_has_its_function() -> None:
@@ -205,6 +213,7 @@ def test_every_experiment_has_its_function() -> None:
 
 def test_cells() -> None:
     assert spread([1.0, 2.0], 1) == "1.5 (1.0 to 2.0)" and spread([1.0], 2) == "1.00"
+    assert spread([1.0, float("nan")], 1) == "-"
     assert paper_cell((1, 2, 3)) == "1.00 / 2.000 / 3.00" and paper_cell(None) == "-"
     assert "| a | b |" in Table("T", ["x", "y"], [["a", "b"]]).markdown()
 
@@ -219,7 +228,7 @@ def test_clips_are_those_of_regen_evaluate(folder: Path, tmp_path: Path) -> None
         return {"psnr": float(len(seen))}
 
     found = find_clips(config)
-    assert over_clips(config, tmp_path, "x", measure) == {"psnr": (len(found) + 1) / 2}
+    assert means(over_clips(config, tmp_path, "x", measure)) == {"psnr": (len(found) + 1) / 2}
     assert all(
         np.array_equal(frames, read_prepared(path, 64, 5))
         for frames, path in zip(seen, found, strict=True)
@@ -263,18 +272,99 @@ def test_davis_as_it_is_published_is_measured(folder: Path, tmp_path: Path) -> N
     assert found == [tmp_path / "JPEGImages" / "Full-Resolution" / "dog"]
 
 
-def test_the_picture_has_clips_and_sizes_as_rows(folder: Path, tmp_path: Path) -> None:
+def test_pictures_have_clips_and_sizes_as_rows(folder: Path, tmp_path: Path) -> None:
     config = config_of(folder, tmp_path)
-    model = new_model("small_8x").eval()
-    write_comparison(tmp_path / "x.png", config, [model, model], (32, 64))
+    draw(config, "x", lambda frames: [[frames[4], 255 - frames[4]]], 9, (32, 64))
     pixels = np.asarray(Image.open(tmp_path / "x.png"))
-    assert pixels.shape == (2 * 64, 3 * 64, 3)  # one clip at both sizes; source and two models
+    assert pixels.shape == (2 * 64, 2 * 64, 3)  # one clip at both sizes
     (clip,) = find_clips(config)
     assert np.array_equal(pixels[:64:2, :64:2], read_prepared(clip, 32, 9)[4])
     assert np.array_equal(pixels[64:, :64], read_prepared(clip, 64, 9)[4])
-    rebuilt = reconstruct(model, read_prepared(clip, 64, 9))[4]
-    assert np.array_equal(pixels[64:, 64:128], rebuilt)
-    assert np.array_equal(pixels[64:, 128:], rebuilt)
+    assert np.array_equal(pixels[64:, 64:], 255 - read_prepared(clip, 64, 9)[4])
+
+
+def test_frames_beyond_the_chunk_and_another_interpolator(folder: Path, tmp_path: Path) -> None:
+    """What that made of the frames which figure13 wrote stands beside the other ways."""
+    config = config_of(folder, tmp_path / "out")
+    for name in ("figure14", "figure15"):
+        table = reproduce(name, config)
+        assert [row[0] for row in table.rows] == ["1", "2", "4", "8"]
+        assert len(table.columns) == 5 and all(float(cell) for cell in table.rows[0])
+        assert Image.open(tmp_path / "out" / f"{name}.png").size == (4 * 32, 2 * 32)
+    before = reproduce("figure13", config)
+    (clip,) = (tmp_path / "out" / "figure13").iterdir()
+    rebuilt = read_prepared(clip)
+    assert len(rebuilt) == 9
+    theirs = tmp_path / "theirs"
+    theirs.mkdir()
+    with pytest.raises(ValueError, match=f"holds no {clip.stem}"):
+        reproduce("figure13", replace(config, interpolated=theirs))
+    for pixels, name in ((rebuilt, "wrong"), (interpolate_frames(rebuilt), clip.stem)):
+        path = theirs / f"{clip.stem}.mkv"
+        with VideoWriter(path, width=32, height=32, frame_rate=24) as writer:
+            for number, picture in enumerate(pixels):
+                writer.write(picture, Fraction(number, 24))
+        if name == "wrong":
+            with pytest.raises(ValueError, match="has 9 frames of 32 x 32: give the 8 between"):
+                reproduce("figure13", replace(config, interpolated=theirs))
+    table = reproduce("figure13", replace(config, interpolated=theirs))
+    assert table.rows[-1] == ["theirs of the reconstruction", "the latents", *before.rows[2][2:]]
+
+
+def test_motion_compensated_frames_are_nearer_than_averages() -> None:
+    """Of every second frame of the sample clip: 32.7 dB, averages 30.4."""
+    frames = read_prepared(BUNNY, 128, 17)
+    between = interpolate_frames(frames[::2]).astype(float)
+    averages = (frames[:-2:2].astype(float) + frames[2::2]) / 2
+    errors = [np.square(one - frames[1::2]).mean() for one in (between, averages)]
+    assert len(between) == 8 and errors[0] < 0.8 * errors[1], errors
+
+
+@pytest.mark.published
+def test_tables_have_lpips_and_rfvd(folder: Path, tmp_path: Path, monkeypatch) -> None:
+    measuring.networks.cache_clear()
+    monkeypatch.setattr(measuring, "RFVD_FRAMES", 9)
+    monkeypatch.setattr(figures, "STEPS", (1,))
+    config = config_of(folder, tmp_path)
+    table = reproduce("figure7", config)
+    measuring.networks.cache_clear()
+    assert list(table.columns) == ["steps", "PSNR", "SSIM", "LPIPS AlexNet", "LPIPS VGG", "rFVD"]
+    assert all(float(cell) > 0 for cell in table.rows[0])
+
+
+def test_the_papers_numbers_stand_beside_their_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Table 1 is of 256 and of 512, Table 2 of 512, Table 5 of 256."""
+    monkeypatch.setattr(experiments, "check_equal_cost", lambda names, _: dict.fromkeys(names, 1))
+    one = training.Trained("x", 0, Path(), 1, 1.0, [])
+    monkeypatch.setattr(experiments, "trained", lambda *_: one)
+    monkeypatch.setattr(experiments, "reconstruction", lambda *_: {"psnr": 1.0, "ssim": 1.0})
+    found = {}
+    for size in (128, 256, 512):
+        config = ReproduceConfig(data=("x",), eval_data=Path(), eval_size=size)
+        for name in ("table1", "table2", "table5"):
+            table = EXPERIMENTS[name](config)
+            assert all(len(row) == len(table.columns) for row in table.rows)
+            found[name, size] = [cell for row in table.rows for cell in row if " / " in cell]
+    assert {key: len(cells) for key, cells in found.items() if cells} == {
+        ("table1", 256): 12,
+        ("table1", 512): 10,
+        ("table2", 512): 10,
+        ("table5", 256): 6,
+    }
+    assert found["table1", 512][0] == "29.14 / 0.771 / 72.07"
+
+
+def test_validation_takes_a_bounded_share(folder: Path, tmp_path: Path, monkeypatch) -> None:
+    config = config_of(folder, tmp_path)
+    monkeypatch.setattr(training, "seconds_per_step", lambda _: (0.1, 1.0, 12, "a clock"))
+    plans = {minutes: training._plan(config, minutes) for minutes in (0.1, 1, 4, 60)}
+    found = {minutes: (p["validations"], p["validation_clips"]) for minutes, p in plans.items()}
+    assert found == {0.1: (1, 1), 1: (4, 3), 4: (4, 12), 60: (4, 12)}
+
+
+def test_time_and_memory_of_a_decoder() -> None:
+    milliseconds, mebibytes = time_and_memory("small_8x", 64)
+    assert 0 < milliseconds < 60_000 and mebibytes >= 0
 
 
 def test_one_line_on_the_command_line(monkeypatch, capsys) -> None:

@@ -345,7 +345,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 def test_the_same_inputs_give_the_same_bytes(folder: Path, shards: Path, tmp_path: Path) -> None:
     again = write_shards([str(folder)], tmp_path / "again", SHARD_BYTES, num_workers=2)
     assert contents(tmp_path / "again") == contents(shards)
-    assert again.num_kept == 0 and not list(tmp_path.glob("**/*.tmp"))
+    assert again.num_kept == 0 and not list(tmp_path.glob("**/.*.part*"))
     one = write_shards([str(folder)], tmp_path / "one", 10**9, num_workers=1)
     assert one.num_shards == 1 and one.num_videos == 8
 
@@ -489,9 +489,11 @@ def test_a_stop_ends_the_worker_processes(tmp_path: Path, number: signal.Signals
     while any(map(is_running, workers)) and time.monotonic() < limit:
         time.sleep(0.05)
     assert not any(map(is_running, workers))
-    assert process.returncode == (130 if number == signal.SIGINT else -number)
-    if number == signal.SIGINT:
-        assert errors.splitlines()[-1] == "regen: interrupted" and "Traceback" not in errors
+    statuses = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGKILL: -9}
+    assert process.returncode == statuses[number]
+    if number != signal.SIGKILL:
+        said = {130: "regen: interrupted", 143: "regen: terminated"}
+        assert errors.splitlines()[-1] == said[process.returncode] and "Traceback" not in errors
     assert not multiprocessing.active_children()
 
 

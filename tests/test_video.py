@@ -224,7 +224,7 @@ def test_edit_list_is_no_damage(tmp_path):
                 )
                 out.mux(packet)
     with open_video(tmp_path / "b.mp4") as reader:
-        assert len(list(reader)) == N - 4 and reader.info.num_frames == N
+        assert len(list(reader)) == N - 4 == reader.info.num_frames
 
 
 def test_name_with_a_colon_or_percent(tmp_path):
@@ -388,13 +388,20 @@ def test_png_holds_one_frame(tmp_path):
     assert only_file(tmp_path) == ["v.png"]
 
 
-def test_pixel_shape_survives_in_mp4(tmp_path):
-    path = written(tmp_path / "v.mp4", [picture()], sample_aspect_ratio=Fraction(4, 3))
-    assert open_video(path).info.sample_aspect_ratio == Fraction(4, 3)
+@pytest.mark.parametrize("ending", [".mp4", ".mkv", ".webm"])
+@pytest.mark.parametrize("shape", [Fraction(4, 3), Fraction(16, 11), Fraction(8, 9), Fraction(9)])
+def test_pixel_shape_survives(tmp_path, ending, shape):
+    frames = [picture(i) for i in range(3)]
+    path = written(tmp_path / f"v{ending}", frames, sample_aspect_ratio=shape)
+    with open_video(path) as reader:
+        assert reader.info.sample_aspect_ratio == shape and len(list(reader)) == 3
+    with av.open(str(path), options={"err_detect": "crccheck+explode"}) as container:
+        assert len(list(container.demux(video=0))) == 4
+
+
+def test_pixel_shape_turns_with_the_picture(tmp_path):
     turned = encode(tmp_path / "t.mp4", rotation=90)
     assert open_video(turned).info.sample_aspect_ratio == 1
-    with pytest.raises(VideoError, match=r"4/3 need \.mp4"):
-        written(tmp_path / "v.webm", [picture()], sample_aspect_ratio=Fraction(4, 3))
 
 
 def sound_of(path: Path) -> tuple[str, float, np.ndarray]:

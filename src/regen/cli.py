@@ -3,7 +3,9 @@
 No logic of its own. torch is imported only when a command runs, so that `--help` is quick.
 """
 
+import io
 import math
+import signal
 import sys
 import warnings
 from collections.abc import Callable
@@ -24,9 +26,10 @@ if TYPE_CHECKING:
     from regen.codec import Report
     from regen.models.loading import Autoencoder
 
-InPath = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="IN")]
+InPlace = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="IN")]
 OutPath = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")]
-LatentsPath = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="LATENTS")]
+LatentsPlace = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="LATENTS")]
+SUFFIX = ".safetensors"  # of latent files
 BYTES_PER_VALUE = {"float32": 4, "bfloat16": 2, "int8": 1}
 
 
@@ -58,14 +61,25 @@ class ModelOptions:
 
 
 @dataclass(frozen=True)
-class Reconstruct(ModelOptions):
+class SourceOptions:
+    """How a video is read."""
+
+    stream: int | None = None
+    """Which video stream of a file with several, from 0; by default the one marked as default."""
+    skip_damaged: bool = False
+    """Read past damage; the frames lost are counted. By default a damaged file is an error."""
+
+
+@dataclass(frozen=True)
+class Reconstruct(ModelOptions, SourceOptions):
     """Compress a video to REGEN latents and re-generate it from them.
 
     Example: regen reconstruct clip.mp4 again.mp4 --compare
     """
 
-    source: InPath = tyro.MISSING
-    """A video (MP4, MOV, MKV, WebM, GIF, ...), a picture, or a folder of pictures."""
+    source: InPlace = tyro.MISSING
+    """A video (MP4, MOV, MKV, WebM, GIF, ...), a picture, or a folder of pictures; also its URL, or
+    - for standard input."""
     output: OutPath = tyro.MISSING
     """.mp4, .webm, lossless .mkv, .png of a picture; without an ending: a folder of PNGs."""
     num_inference_steps: int = 1
@@ -83,15 +97,21 @@ class Reconstruct(ModelOptions):
         _check_numbers(
             num_inference_steps=self.num_inference_steps, short_side=self.short_side, seed=self.seed
         )
+        from regen.data.places import local_file
+
+        with local_file(self.source) as source:
+            self._run(source)
+
+    def _run(self, source: Path) -> None:
         from regen.codec import check_reconstruct, compare_path, reconstruct_file
 
-        info = check_reconstruct(self.source, self.output, self.compare, self.short_side)
+        info = check_reconstruct(source, self.output, self.compare, self.short_side, self.stream)
         model = self.load()
         report = _with_progress(
             info.num_frames,
             lambda progress: reconstruct_file(
                 model,
-                self.source,
+                source,
                 self.output,
                 num_inference_steps=self.num_inference_steps,
                 seed=self.seed,
@@ -99,6 +119,8 @@ class Reconstruct(ModelOptions):
                 short_side=self.short_side,
                 storage=self.storage,
                 progress=progress,
+                stream=self.stream,
+                skip_damaged=self.skip_damaged,
             ),
         )
         rows = [
@@ -106,7 +128,7 @@ class Reconstruct(ModelOptions):
             ("SSIM, mean over frames", _of_pictures(report.ssim)),
             ("LPIPS, mean over frames", _of_pictures(report.lpips, " (AlexNet)")),
             *_common_rows(report, model, model.temporal_compression_ratio, self.storage),
-            ("source", f"{self.source} ({_size(self.source)})"),
+            ("source", f"{self.source} ({_size(source)})"),
             ("written", f"{self.output} ({_size(self.output)})"),
         ]
         if self.compare:
@@ -115,14 +137,15 @@ class Reconstruct(ModelOptions):
 
 
 @dataclass(frozen=True)
-class Encode(ModelOptions):
+class Encode(ModelOptions, SourceOptions):
     """Compress a video to a latent file.
 
     Example: regen encode clip.mp4 clip.safetensors --storage int8
     """
 
-    source: InPath = tyro.MISSING
-    """A video (MP4, MOV, MKV, WebM, GIF, ...), a picture, or a folder of pictures."""
+    source: InPlace = tyro.MISSING
+    """A video (MP4, MOV, MKV, WebM, GIF, ...), a picture, or a folder of pictures; also its URL, or
+    - for standard input."""
     output: OutPath = tyro.MISSING
     """The latent file to write; ends in .safetensors."""
     storage: Literal["float32", "bfloat16", "int8"] = "bfloat16"
@@ -132,21 +155,34 @@ class Encode(ModelOptions):
 
     def run(self) -> None:
         _check_numbers(short_side=self.short_side)
+        from regen.data.places import local_file
+
+        with local_file(self.source) as source:
+            self._run(source)
+
+    def _run(self, source: Path) -> None:
         from regen.codec import check_encode, encode_file
 
-        info = check_encode(self.source, self.output)
+        info = check_encode(source, self.output, self.stream)
         model = self.load()
         report = _with_progress(
             info.num_frames,
             lambda progress: encode_file(
-                model, self.source, self.output, self.storage, self.short_side, progress
+                model,
+                source,
+                self.output,
+                self.storage,
+                self.short_side,
+                progress,
+                self.stream,
+                self.skip_damaged,
             ),
         )
         pixels = report.num_frames * report.height * report.width
         rows = [
             *_common_rows(report, model, model.temporal_compression_ratio, self.storage),
             ("bits per pixel", f"{8 * self.output.stat().st_size / pixels:.3f}"),
-            ("source", f"{self.source} ({_size(self.source)})"),
+            ("source", f"{self.source} ({_size(source)})"),
             ("written", f"{self.output} ({_size(self.output)})"),
         ]
         _print_table(rows)
@@ -159,8 +195,8 @@ class Decode(ModelOptions):
     Example: regen decode clip.safetensors again.mp4 --audio clip.mp4
     """
 
-    source: LatentsPath = tyro.MISSING
-    """A latent file that regen encode wrote with the same model."""
+    source: LatentsPlace = tyro.MISSING
+    """A latent file that regen encode wrote with the same model; also its URL, or -."""
     output: OutPath = tyro.MISSING
     """.mp4, .webm, lossless .mkv, .png of a picture; without an ending: a folder of PNGs."""
     num_inference_steps: int = 1
@@ -183,12 +219,18 @@ class Decode(ModelOptions):
         )
         if self.every > 1 and self.frame_rate_multiplier > 1:
             raise ValueError("--every and --frame-rate-multiplier exclude each other: give one")
+        from regen.data.places import local_file
+
+        with local_file(self.source) as source:
+            self._run(source)
+
+    def _run(self, source: Path) -> None:
         from regen.codec import FrameGrid, check_decode, decode_file
         from regen.latents import read_latents
 
         grid = FrameGrid(self.every, self.frame_rate_multiplier)
-        video = read_latents(self.source)
-        check_decode(self.source, video, self.output, self.audio, grid)
+        video = read_latents(source)
+        check_decode(source, video, self.output, self.audio, grid)
         model = self.load()
         report = _with_progress(
             grid.num_frames(video.num_frames),
@@ -206,7 +248,7 @@ class Decode(ModelOptions):
         rows = [
             *_common_rows(report, model, video.temporal_compression_ratio, video.storage),
             ("generated", f"{report.num_decoded} frames"),
-            ("latent file", f"{self.source} ({_size(self.source)})"),
+            ("latent file", f"{self.source} ({_size(source)})"),
             ("written", f"{self.output} ({_size(self.output)})"),
         ]
         _print_table(rows)
@@ -220,10 +262,11 @@ class Info:
     """
 
     what: tyro.conf.Positional[str]
-    """A file, the name or folder of a model (NAME@RATIO too), or a preset of
-    regen.models.presets."""
+    """A file, its URL or - for standard input; the name or folder of a model (NAME@RATIO too), or a
+    preset of regen.models.presets."""
 
     def run(self) -> None:
+        from regen.data.places import is_url, local_file
         from regen.models.loading import embedded_models, is_model
         from regen.models.presets import MAGVIT_PRESETS, PRESETS
 
@@ -232,10 +275,10 @@ class Info:
             _print_table(_preset_rows(self.what))
         elif is_model(self.what):
             _print_table(_model_rows(self.what))
-        elif path.suffix.lower() == ".safetensors":
-            _print_table(_latents_rows(path))
-        elif path.exists():
-            _print_table(_video_rows(path))
+        elif self.what == "-" or is_url(self.what) or path.exists() or path.suffix == SUFFIX:
+            with local_file(self.what) as file:
+                is_latents = path.suffix.lower() == SUFFIX
+                _print_table((_latents_rows if is_latents else _video_rows)(file, self.what))
         else:
             names = ", ".join([*embedded_models(), *PRESETS, *MAGVIT_PRESETS])
             raise ValueError(f"{self.what} is no file, and no model or preset ({names})")
@@ -635,6 +678,9 @@ Each command explains itself: regen reconstruct --help
 def main() -> None:
     """Entry point of `regen`. Bad input: one line on standard error, exit status 1; Ctrl-C: 130."""
     warnings.filterwarnings("ignore", category=UserWarning)
+    signal.signal(signal.SIGTERM, _terminate)
+    if isinstance(sys.stdout, io.TextIOWrapper):  # names of files that are not UTF-8
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         command = _parse()
         if isinstance(command, Train) and command.recipe is not None:
@@ -646,8 +692,18 @@ def main() -> None:
         if isinstance(error, RuntimeError) and "memory" not in str(error):
             raise
         _fail(1, f"out of memory ({error}); try a smaller picture: --short-side")
+    except Terminated:
+        _fail(143, "terminated")
     except KeyboardInterrupt:
         _fail(130, "interrupted")
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM: ends a command as Ctrl-C does, so that nothing half-written stays."""
+
+
+def _terminate(*_: object) -> None:
+    raise Terminated
 
 
 def _parse(default: Any = tyro.MISSING) -> Any:
@@ -722,6 +778,7 @@ def _common_rows(
         ("frames per latent frame", f"{report.frames_per_latent_frame:.2f}"),
         ("pixel values per latent value", f"{report.values_ratio:.1f}"),
         ("speed", f"{report.frames_per_s:.2f} frames/s ({report.elapsed_s:.1f} s)"),
+        *(("note", note) for note in report.notes),
     ]
 
 
@@ -762,17 +819,17 @@ def _parameter_rows(model: "Autoencoder") -> list[tuple[str, str]]:
     return rows
 
 
-def _latents_rows(path: Path) -> list[tuple[str, str]]:
+def _latents_rows(path: Path, name: str) -> list[tuple[str, str]]:
     from regen.latents import read_latents
 
     video = read_latents(path)
     space, ratio = video.spatial_compression_ratio, video.temporal_compression_ratio
     channels, num_latent_frames, height, width = video.latents.shape
     return [
-        ("latent file", f"{path} ({_size(path)})"),
+        ("latent file", f"{name} ({_size(path)})"),
         ("video", f"{video.num_frames} frames of {video.width} x {video.height}"),
         ("frame rate", _rate(video.frame_rate)),
-        ("duration", f"{float(video.times[-1] + 1 / video.frame_rate):.2f} s"),
+        ("duration", f"{float(video.duration):.2f} s"),
         ("pixel shape", str(video.sample_aspect_ratio)),
         ("latents", f"{channels} channels x {num_latent_frames} x {height} x {width}"),
         ("stored as", video.storage),
@@ -785,7 +842,7 @@ def _latents_rows(path: Path) -> list[tuple[str, str]]:
     ]
 
 
-def _video_rows(path: Path) -> list[tuple[str, str]]:
+def _video_rows(path: Path, name: str) -> list[tuple[str, str]]:
     from regen.video import open_video
 
     with open_video(path) as reader:
@@ -794,7 +851,7 @@ def _video_rows(path: Path) -> list[tuple[str, str]]:
     duration = "not declared" if info.duration_s is None else f"{info.duration_s:.2f} s"
     kind = "folder of pictures" if path.is_dir() else "picture" if info.is_still else "video"
     return [
-        (kind, f"{path} ({_size(path)})"),
+        (kind, f"{name} ({_size(path)})"),
         ("size", f"{info.width} x {info.height}, rotated by {info.rotation} degrees"),
         ("pixel shape", str(info.sample_aspect_ratio)),
         ("frames", frames),
@@ -802,6 +859,7 @@ def _video_rows(path: Path) -> list[tuple[str, str]]:
         ("duration", duration),
         ("codec", f"{info.codec}, {info.pixel_format}"),
         ("sound", "yes" if info.has_audio else "no"),
+        *(("note", note) for note in reader.notes),
     ]
 
 

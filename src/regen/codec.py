@@ -59,6 +59,7 @@ class Report:
     psnr_values: list[float] = field(default_factory=list)
     ssim_values: list[float] = field(default_factory=list)
     lpips_values: list[float] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)  # what may not be expected of the input
 
     @property
     def psnr(self) -> float:
@@ -186,10 +187,14 @@ def compare_path(output: Path) -> Path:
 
 
 def check_reconstruct(
-    source: Path, output: Path, compare: bool = False, short_side: int | None = None
+    source: Path,
+    output: Path,
+    compare: bool = False,
+    short_side: int | None = None,
+    stream: int | None = None,
 ) -> VideoInfo:
     """What is known of `source`. ValueError for what `reconstruct_file` could not read or write."""
-    info = _source_info(source)
+    info = open_video(source, stream).info
     with suppress(Rehearsed), _video_outputs(info, output, compare, short_side):
         raise Rehearsed
     return info
@@ -205,16 +210,19 @@ def reconstruct_file(
     short_side: int | None = None,
     storage: StorageDtype = "float32",
     progress: Progress | None = None,
+    stream: int | None = None,
+    skip_damaged: bool = False,
 ) -> Report:
     """Compress `source` and re-generate it as `output`, with its timing and sound.
 
     `storage` rounds the latents between, as a latent file would. `compare` also writes source,
-    reconstruction and 4 x error side by side to `compare_path(output)`.
+    reconstruction and 4 x error side by side to `compare_path(output)`. `stream` and `skip_damaged`
+    are those of `open_video`.
     Raises ValueError (one line) for what cannot be read or written; then nothing is left behind.
     """
     lpips = load_lpips("alex", device=str(model.device))
     generator, start = torch.Generator().manual_seed(seed), time.perf_counter()
-    with open_video(source) as reader:
+    with open_video(source, stream, skip_damaged) as reader:
         height, width = resized(reader.info.height, reader.info.width, short_side)
         report = Report(height, width)
         with _video_outputs(reader.info, output, compare, short_side) as writers:
@@ -231,6 +239,9 @@ def reconstruct_file(
                     _write(writers[1], comparison(frames, reconstruction), times)
                 if progress:
                     progress(len(frames))
+            for writer in writers:
+                writer.end = reader.end
+        report.notes = [*reader.notes, *writers[0].notes]
     report.elapsed_s = time.perf_counter() - start
     return report
 
@@ -276,9 +287,9 @@ def _write(writer: VideoWriter, frames: np.ndarray, times: Sequence[Fraction]) -
 # -- encode ---------------------------------------------------------------------------------------
 
 
-def check_encode(source: Path, output: Path) -> VideoInfo:
+def check_encode(source: Path, output: Path, stream: int | None = None) -> VideoInfo:
     """What is known of `source`. ValueError for what `encode_file` could not read or write."""
-    info = _source_info(source)
+    info = open_video(source, stream).info
     check_output(source, output)
     check_writable(output)
     return info
@@ -291,6 +302,8 @@ def encode_file(
     storage: StorageDtype = "bfloat16",
     short_side: int | None = None,
     progress: Progress | None = None,
+    stream: int | None = None,
+    skip_damaged: bool = False,
 ) -> Report:
     """Compress `source` to the latent file `output`.
 
@@ -298,17 +311,18 @@ def encode_file(
     Raises ValueError (one line) for what cannot be read or written; then nothing is left behind.
     """
     _check_is_regen(model)
-    start, info = time.perf_counter(), check_encode(source, output)
+    start, info = time.perf_counter(), check_encode(source, output, stream)
     report = Report(*resized(info.height, info.width, short_side))
     latents: list[torch.Tensor] = []
     times: list[Fraction] = []
-    with open_video(source) as reader:
+    with open_video(source, stream, skip_damaged) as reader:
         for frames, chunk_times in read_chunks(reader, model.geometry.chunk_length, short_side):
             latents.append(encode_frames(model, frames)[0].cpu())
             times += chunk_times
             report.count(len(frames), latents[-1])
             if progress:
                 progress(len(frames))
+    report.notes = reader.notes
     video = LatentVideo(
         latents=torch.cat(latents, dim=1),
         times=times,
@@ -323,6 +337,7 @@ def encode_file(
         latents_std=model.latents_std,
         encoder_id=model.encoder_id(),
         storage=storage,
+        end=reader.end,
     )
     write_latents(output, video)
     report.elapsed_s = time.perf_counter() - start
@@ -431,6 +446,8 @@ def decode_file(
                 report.num_decoded += len(group)
                 if progress:
                     progress(len(group))
+        writer.end = video.duration
+    report.notes = writer.notes
     report.elapsed_s = time.perf_counter() - start
     return report
 
@@ -484,11 +501,6 @@ def _check_is_regen(model: Autoencoder) -> None:
             f"latent files hold latents of AutoencoderREGEN, this is {type(model).__name__}: "
             "regen reconstruct takes it"
         )
-
-
-def _source_info(source: Path) -> VideoInfo:
-    with open_video(source) as reader:
-        return reader.info
 
 
 def _has_many_frames(info: VideoInfo) -> bool:

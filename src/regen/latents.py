@@ -8,7 +8,6 @@ a checksum over everything else, so that a flipped byte anywhere is found.
 
 import hashlib
 import math
-import os
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -19,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from regen.chunking import ChunkGeometry
+from regen.files import Draft, draft
 
 StorageDtype = Literal["float32", "bfloat16", "int8"]
 FORMAT = "regen-latents-1"
@@ -47,10 +47,16 @@ class LatentVideo:
     latents_std: torch.Tensor
     encoder_id: str
     storage: StorageDtype = "bfloat16"
+    end: Fraction | None = None  # s, of the last frame; None: it lasts 1 / frame_rate
 
     @property
     def num_frames(self) -> int:
         return len(self.times)
+
+    @property
+    def duration(self) -> Fraction:
+        """In s."""
+        return self.end or self.times[-1] + 1 / self.frame_rate
 
 
 def quantize(latents: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -80,16 +86,13 @@ def write_latents(path: Path, video: LatentVideo) -> None:
     Raises ValueError where it cannot be written.
     """
     tensors, metadata = _to_file(video)
-    temporary = _temporary(path)
     try:
-        mode = _touch(path, temporary)
-        save_file(tensors, temporary, metadata=metadata)
-        temporary.chmod(mode)  # safetensors' own is 0600
-        temporary.replace(path)
+        with draft(path) as temporary:
+            mode = temporary.stat().st_mode
+            save_file(tensors, temporary, metadata=metadata)
+            temporary.chmod(mode)  # safetensors' own is 0600
     except (OSError, SafetensorError) as error:
         raise ValueError(f"{path}: cannot write there ({error})") from None
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def check_writable(path: Path) -> None:
@@ -98,15 +101,12 @@ def check_writable(path: Path) -> None:
         raise ValueError(f"{path}: latents go into a file that ends in {SUFFIX}")
     if path.is_dir():
         raise ValueError(f"{path}: is a folder; give the name of a file")
-    temporary = _temporary(path)
     try:
-        _touch(path, temporary)
+        Draft(path).discard()
     except OSError as error:
         raise ValueError(
             f"{path}: cannot write there ({error.strerror}); name an existing, writable folder"
         ) from None
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def read_latents(path: Path) -> LatentVideo:
@@ -156,6 +156,8 @@ def _to_file(video: LatentVideo) -> tuple[dict[str, torch.Tensor], dict[str, str
         "encoder_id": video.encoder_id,
         "storage": video.storage,
     }
+    if video.end is not None:
+        metadata["end"] = str(video.end)
     return tensors, metadata | {"checksum": _checksum(tensors, metadata)}
 
 
@@ -178,6 +180,7 @@ def _from_file(tensors: dict[str, torch.Tensor], metadata: dict[str, str]) -> La
         latents_std=tensors["latents_std"],
         encoder_id=metadata["encoder_id"],
         storage=storage,  # type: ignore[arg-type]  # checked above
+        end=Fraction(metadata["end"]) if "end" in metadata else None,
     )
     if int(metadata["num_frames"]) != video.num_frames:
         raise ValueError(f"{video.num_frames} times for {metadata['num_frames']} frames")
@@ -192,15 +195,3 @@ def _checksum(tensors: dict[str, torch.Tensor], metadata: dict[str, str]) -> str
         digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
         digest.update(tensor.contiguous().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
-
-
-def _temporary(path: Path) -> Path:
-    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
-
-
-def _touch(path: Path, temporary: Path) -> int:
-    """Make the temporary file and return its mode; OSError where `path` could not be written."""
-    if path.exists() and not os.access(path, os.W_OK):
-        raise PermissionError(13, "the file is read-only")
-    temporary.touch()
-    return temporary.stat().st_mode

@@ -13,7 +13,7 @@ from PIL import Image
 from safetensors.torch import load, save
 
 from regen.cache.shards import CacheStorage, clip_tensors
-from regen.data.items import Item
+from regen.data.items import Item, line_about
 from regen.models.autoencoder import AutoencoderREGEN
 from regen.models.loading import load_model
 from regen.text import TextEncoder
@@ -60,8 +60,7 @@ def decode(row: Row) -> Row:
                 if wanted and not item.is_photo and len(frames) < wanted:
                     raise ValueError(f"{len(frames)} frames, fewer than --num-frames {wanted}")
             except ValueError as error:
-                reason = " ".join(str(error).replace(str(path), str(item)).split())
-                done["error"] = reason if reason.startswith(str(item)) else f"{item}: {reason}"
+                done["error"] = line_about(item, error, path)
     except OSError as error:
         done["error"] = f"{item}: cannot be read ({error})"
     if done["error"]:

@@ -10,7 +10,6 @@ a shard is one file that appears whole or not at all. Only this module knows the
 """
 
 import json
-import os
 from bisect import bisect_right
 from collections.abc import Sequence
 from itertools import accumulate
@@ -23,6 +22,7 @@ from safetensors.torch import save_file
 from torch.utils.data import Dataset
 
 from regen.cache.statistics import Moments
+from regen.files import draft, write_text
 from regen.latents import dequantize, quantize
 
 CacheStorage = Literal["bfloat16", "int8"]
@@ -108,17 +108,13 @@ def write_shard(
     }
     # An entry alone: more would be written in an order that changes from process to process.
     metadata = {"shard": json.dumps(description, ensure_ascii=False, sort_keys=True)}
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        temporary.touch()
-        mode = temporary.stat().st_mode
-        save_file(tensors, temporary, metadata=metadata)
-        temporary.chmod(mode)  # safetensors' own is 0600
-        temporary.replace(path)
+        with draft(path) as temporary:
+            mode = temporary.stat().st_mode
+            save_file(tensors, temporary, metadata=metadata)
+            temporary.chmod(mode)  # safetensors' own is 0600
     except SafetensorError as error:
         raise ValueError(f"{path}: cannot write there ({error})") from None
-    finally:
-        temporary.unlink(missing_ok=True)
     return description
 
 
@@ -149,11 +145,8 @@ def read_dataset_file(folder: str | Path) -> dict[str, Any]:
 
 
 def write_dataset_file(folder: Path, fields: dict[str, Any]) -> None:
-    path = folder / DATASET_FILE
-    temporary = path.with_suffix(f".{os.getpid()}.tmp")
     text = json.dumps({"format": DATASET_FORMAT, **fields}, indent=1, ensure_ascii=False)
-    temporary.write_text(f"{text}\n")
-    temporary.replace(path)
+    write_text(folder / DATASET_FILE, f"{text}\n")
 
 
 class LatentDataset(Dataset[LatentClip]):

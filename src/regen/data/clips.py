@@ -18,8 +18,9 @@ from PIL import Image
 from tqdm import tqdm
 
 from regen.data.finding import find_items
-from regen.data.items import Item
+from regen.data.items import Item, line_about
 from regen.data.processes import map_in_order, process_pool
+from regen.files import draft, write_text
 from regen.video import VideoError, count_frames, open_video, read_frames_at, read_picture
 
 MAX_SHORT_SIDE = 256  # pixels of a video; a photo keeps twice as many
@@ -58,7 +59,7 @@ class Clip:
         try:
             pictures = self._decode(indices)
         except (OSError, ValueError) as error:
-            raise BadClipError(_line(self.item, error)) from error
+            raise BadClipError(line_about(self.item, error)) from error
         return [pictures[index] for index in indices]
 
     def frames(self) -> np.ndarray:
@@ -102,12 +103,6 @@ class ClipSet:
     skipped: list[str]
 
 
-def _line(item: Item, error: object) -> str:
-    """One line that names the item and gives the reason."""
-    reason = " ".join(str(error).split())
-    return reason if reason.startswith(str(item)) else f"{item}: {reason}"
-
-
 def _sizes(item: Item, width: int, height: int) -> tuple[int, int]:
     """(width, height) of the pictures of an item that is displayed at `width` x `height`."""
     short_side = 2 * MAX_SHORT_SIDE if item.is_photo else MAX_SHORT_SIDE
@@ -137,17 +132,11 @@ def _decode_item(item: Item, array_path: Path) -> str | None:
                         if len(frames) == (1 if item.is_photo else MAX_FRAMES):
                             break
             except VideoError as error:
-                return _line(item, str(error).replace(str(path), str(item)))
+                return line_about(item, error, path)
     except OSError as error:
-        return _line(item, error)
-    # Beside, under a name of this process, then renamed: others see no file or a whole one.
-    temporary = array_path.with_suffix(f".{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            np.save(file, np.stack(frames))
-        temporary.replace(array_path)
-    finally:
-        temporary.unlink(missing_ok=True)
+        return line_about(item, error)
+    with draft(array_path) as temporary, temporary.open("wb") as file:
+        np.save(file, np.stack(frames))
     return None
 
 
@@ -167,7 +156,7 @@ def _array_shape(array_path: Path) -> tuple[int, int, int] | None:
 def _array_path(item: Item, cache: Path) -> Path:
     short_side = 2 * MAX_SHORT_SIDE if item.is_photo else MAX_SHORT_SIDE
     key = f"{item.key} {short_side} {MAX_FRAMES}"
-    return cache / f"{hashlib.sha256(key.encode()).hexdigest()[:24]}.npy"
+    return cache / f"{hashlib.sha256(os.fsencode(key)).hexdigest()[:24]}.npy"
 
 
 def _decode_once(items: list[Item], cache: Path) -> ClipSet:
@@ -201,7 +190,7 @@ def _count_item(item: Item) -> tuple[int, int, int] | str:
         height, width, _ = read_picture(opened).shape
         return 1, width, height
     except (OSError, ValueError) as error:
-        return _line(item, error)
+        return line_about(item, error)
 
 
 def _count_all(items: list[Item], cache: Path) -> list[tuple[int, int, int] | str]:
@@ -223,9 +212,7 @@ def _count_all(items: list[Item], cache: Path) -> list[tuple[int, int, int] | st
             for index, row in zip(missing, tqdm(found, "counting", len(missing)), strict=True):
                 facts[index] = row
         known |= {items[i].key: facts[i] for i in missing if not isinstance(facts[i], str)}
-        temporary = known_path.with_suffix(f".{os.getpid()}.tmp")
-        temporary.write_text(json.dumps(known))
-        temporary.replace(known_path)
+        write_text(known_path, json.dumps(known))
     return [row for row in facts if row is not None]
 
 

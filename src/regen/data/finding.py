@@ -1,13 +1,16 @@
 """What --data names -> items: folders, manifests and shards, in any mix."""
 
 import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
 from regen.data import places
-from regen.data.items import MEDIA_SUFFIXES, Item, file_item
+from regen.data.items import MEDIA_SUFFIXES, Item, file_item, printable
 from regen.data.manifests import MANIFEST_SUFFIXES, csv_rows, read_manifest
-from regen.data.shards import index_place, read_shards
+from regen.data.shards import INDEX_ENDING, index_place, read_shards
+
+NUM_SHOWN = 5  # of the files that are left out
 
 
 def find_items(data: Sequence[str | Path], cache: Path) -> list[Item]:
@@ -18,7 +21,9 @@ def find_items(data: Sequence[str | Path], cache: Path) -> list[Item]:
     """
     found: dict[tuple[str, int], Item] = {}
     for one in data:
-        for item in _items_of(str(one), cache):
+        items, left = _items_of(str(one), cache)
+        say_left_out(str(one), left)
+        for item in items:
             is_local_file = item.start < 0 and not places.is_url(item.place)
             place = str(Path(item.place).resolve()) if is_local_file else item.place
             found.setdefault((place, item.start), item)
@@ -26,10 +31,12 @@ def find_items(data: Sequence[str | Path], cache: Path) -> list[Item]:
 
 
 def files_below(folder: Path) -> list[Path]:
-    """All files below a folder, sorted; linked folders too, each folder once."""
+    """All files below a folder, sorted; linked folders too, each folder once, under its own name
+    rather than a link's."""
     found: list[Path] = []
     entered: set[str] = set()
     for root, folders, names in os.walk(folder, followlinks=True):
+        folders.sort(key=lambda name: (os.path.islink(os.path.join(root, name)), name))
         if os.path.realpath(root) in entered:
             folders.clear()
             continue
@@ -40,9 +47,9 @@ def files_below(folder: Path) -> list[Path]:
 
 def _shards_in(folder: str) -> list[str]:
     """All shards in a folder or URL; ValueError where one is missing whose index is there."""
-    shards = places.matching(f"{folder}/*.tar")
+    shards = places.listed(folder, ".tar")
     known = {index_place(shard) for shard in shards}
-    for index in places.matching(index_place(f"{folder}/*.tar")):
+    for index in places.listed(folder, INDEX_ENDING):
         if index not in known:
             raise ValueError(
                 f"{folder} has {PurePosixPath(index).name} and not its shard (.tar): bring the "
@@ -51,15 +58,28 @@ def _shards_in(folder: str) -> list[str]:
     return shards
 
 
-def _items_of(data: str, cache: Path) -> list[Item]:
+def say_left_out(data: str, lines: Sequence[str]) -> None:
+    """Say on standard error how many files of `data` are no items, and name the first."""
+    if lines:
+        shown = ", ".join(lines[:NUM_SHOWN]) + (", ..." if len(lines) > NUM_SHOWN else "")
+        print(f"{printable(data)}: left out {len(lines)} of its files: {shown}", file=sys.stderr)
+
+
+def _items_of(data: str, cache: Path) -> tuple[list[Item], list[str]]:
+    """The items, and lines on files that are none."""
     suffix = PurePosixPath(data).suffix.lower()
     if suffix in MANIFEST_SUFFIXES:
-        return read_manifest(data)
-    if suffix == ".tar" or "*" in data:
-        shards = places.matching(data) if "*" in data else [data]
+        return read_manifest(data), []
+    is_pattern = any(sign in data for sign in "*{") and not places.exists(data)
+    if suffix == ".tar" or is_pattern:
+        shards = places.matching(data) if is_pattern else [data]
         if not shards:
             raise ValueError(f"{data}: no such shard")
         return read_shards(shards, cache)
+    if suffix in MEDIA_SUFFIXES and not Path(data).is_dir():
+        if not places.exists(data):
+            raise ValueError(f"{data}: no such file")
+        return [file_item(data, PurePosixPath(data).name, "", "")], []
     if places.is_url(data):
         shards = _shards_in(data.rstrip("/"))
         if not shards:
@@ -72,23 +92,34 @@ def _items_of(data: str, cache: Path) -> list[Item]:
             f"({', '.join(MANIFEST_SUFFIXES)}) and shards (.tar)"
         )
     shards = _shards_in(str(folder))
-    items = find_media(folder)
+    items, left = find_media(folder)
     if not shards and not items:
         endings = ", ".join(sorted(MEDIA_SUFFIXES))
         raise ValueError(f"{folder} holds no clips or photos ({endings}), and no shards (.tar)")
-    return [*read_shards(shards, cache), *items]
+    sharded, left_in_shards = read_shards(shards, cache)
+    return [*sharded, *items], [*left_in_shards, *left]
 
 
-def find_media(folder: Path) -> list[Item]:
-    """All clips and photos below a folder, sorted, with what `manifest.csv` says of them."""
+def find_media(folder: Path) -> tuple[list[Item], list[str]]:
+    """All clips and photos below a folder, sorted, with what `manifest.csv` says of them; and lines
+    on the files that are none by FFmpeg's endings."""
     rows = read_sources(folder)
-    items = []
+    items, left = [], []
     for path in files_below(folder):
-        if path.suffix.lower() in MEDIA_SUFFIXES and not path.name.startswith("."):
-            name = path.relative_to(folder).as_posix()
+        name = path.relative_to(folder).as_posix()
+        if path.name.startswith("."):
+            continue
+        if path.suffix.lower() in MEDIA_SUFFIXES:
             source, caption = rows.get(str(path.resolve()), ("", ""))
             items.append(file_item(str(path), name, source, caption))
-    return items
+        elif not (path.parent == folder and _is_known(path)):
+            left.append(printable(name))
+    return items, left
+
+
+def _is_known(path: Path) -> bool:
+    """Whether it is a manifest, or a shard or its index."""
+    return path.suffix.lower() in (".tar", *MANIFEST_SUFFIXES) or path.name.endswith(INDEX_ENDING)
 
 
 def read_sources(folder: Path) -> dict[str, tuple[str, str]]:

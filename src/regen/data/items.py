@@ -4,8 +4,7 @@ Who has an item need not ask where it came from, so that the same items in the s
 same batches.
 """
 
-import shutil
-import tempfile
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -39,7 +38,7 @@ class Item:
 
     def __str__(self) -> str:
         """As it is named in messages, on one line."""
-        return self.place if self.start < 0 else f"{self.place}/{self.name}"
+        return printable(self.place) if self.start < 0 else f"{printable(self.place)}/{self.name}"
 
     @property
     def key(self) -> str:
@@ -61,11 +60,21 @@ class Item:
         if isinstance(opened, Path):
             yield opened
             return
-        suffix = PurePosixPath(self.name).suffix
-        with opened, tempfile.NamedTemporaryFile(suffix=suffix) as copy:
-            shutil.copyfileobj(opened, copy)
-            copy.flush()
-            yield Path(copy.name)
+        with opened, places.scratch_copy(opened, PurePosixPath(self.name).suffix) as path:
+            yield path
+
+
+def line_about(item: Item, error: object, path: Path | None = None) -> str:
+    """One line that names an item and says what is wrong; `path` is what the error calls it."""
+    reason = printable(" ".join(str(error).split()))
+    if path is not None:
+        reason = reason.replace(printable(str(path)), str(item))
+    return reason if reason.startswith(str(item)) else f"{item}: {reason}"
+
+
+def printable(name: str) -> str:
+    """A file's name as text: bytes that are not UTF-8 as \\xe9."""
+    return os.fsencode(name).decode("utf-8", errors="backslashreplace")
 
 
 def file_item(place: str, name: str, source: str, caption: str) -> Item:
@@ -74,4 +83,5 @@ def file_item(place: str, name: str, source: str, caption: str) -> Item:
         size, mark = places.stat(place)
     except OSError:
         size, mark = -1, ""
+    name = printable(name)
     return Item(place, name, source or name, caption, size, mark=mark)

@@ -12,6 +12,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from regen.data import places
+from regen.data.captions import caption_of
 from regen.data.items import MEDIA_SUFFIXES, Item, file_item
 
 
@@ -37,7 +38,7 @@ def read_manifest(place: str) -> list[Item]:
         if PurePosixPath(name).suffix.lower() not in MEDIA_SUFFIXES:
             endings = ", ".join(sorted(MEDIA_SUFFIXES))
             raise ValueError(f"{place}: row {number}, {name}, is no clip or photo ({endings})")
-        texts = (str(row.get(column) or "") for column in ("source", "caption"))
+        texts = (caption_of(row.get(column)) for column in ("source", "caption"))
         items.append(file_item(_beside(place, name), name, *texts))
     if not items:
         raise ValueError(f"{place} has no rows; expected one for each clip or photo")

@@ -5,12 +5,17 @@ File systems are opened anew in each process: those of fsspec must not cross a f
 
 import fcntl
 import io
+import shutil
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, cast
+from urllib.parse import urlsplit
+
+from regen.files import Draft
 
 ATTEMPTS = 3  # to read from a URL
 PAUSE_S = 1.0  # after the first failure; twice as long after each further one
@@ -144,6 +149,39 @@ def open_stream(place: str) -> BinaryIO:
     return file_system.open(path, "rb")
 
 
+@contextmanager
+def scratch_copy(source: BinaryIO, suffix: str) -> Iterator[Path]:
+    """A file with the bytes of `source`, that is there within the block."""
+    copy = Draft(Path(tempfile.gettempdir()) / f"regen-scratch{suffix}")
+    try:
+        with copy.path.open("wb") as file:
+            shutil.copyfileobj(source, file)
+        yield copy.path
+    finally:
+        copy.discard()
+
+
+@contextmanager
+def local_file(place: str) -> Iterator[Path]:
+    """A local path for a path; for a URL, or "-" (standard input), that of a copy of its bytes.
+
+    ValueErrors within the block name `place`. Raises ValueError where it cannot be had.
+    """
+    if place != "-" and not is_url(place):
+        yield Path(place)
+        return
+    try:
+        source = sys.stdin.buffer if place == "-" else open_stream(place)
+    except Exception as error:  # of fsspec's many libraries
+        raise ValueError(f"{place}: cannot be read ({error})") from error
+    suffix = PurePosixPath(urlsplit(place).path).suffix
+    with source, scratch_copy(source, suffix) as path:
+        try:
+            yield path
+        except ValueError as error:
+            raise ValueError(str(error).replace(str(path), place)) from error
+
+
 def read_all(place: str) -> bytes:
     """All bytes of a file; OSError where it is not there."""
     return fetch(place) if is_url(place) else Path(place).read_bytes()
@@ -168,10 +206,25 @@ def stat(place: str) -> tuple[int, str]:
     return int(info["size"]), mark
 
 
+def listed(folder: str, ending: str) -> list[str]:
+    """Files in a folder or URL whose names end so, sorted."""
+    if is_url(folder):
+        return matching(f"{folder}/*{ending}")
+    return sorted(str(one) for one in Path(folder).glob(f"*{ending}"))
+
+
 def matching(pattern: str) -> list[str]:
-    """Files that match a pattern with * in its last part, sorted."""
-    if not is_url(pattern):
-        local = Path(pattern)
-        return sorted(str(one) for one in local.parent.glob(local.name))
-    file_system, path = _file_system(pattern)
-    return sorted(file_system.unstrip_protocol(one) for one in file_system.glob(path))
+    """Files of a pattern: {000..010} and {a,b} as in a shell, in their order, then * in the last
+    part, sorted."""
+    from braceexpand import braceexpand
+
+    found: list[str] = []
+    for one in braceexpand(pattern, escape=False):
+        if "*" not in one:
+            found.append(one)
+        elif is_url(one):
+            file_system, path = _file_system(one)
+            found += sorted(file_system.unstrip_protocol(place) for place in file_system.glob(path))
+        else:
+            found += sorted(str(place) for place in Path(one).parent.glob(Path(one).name))
+    return found

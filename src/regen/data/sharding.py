@@ -18,9 +18,10 @@ from tqdm import tqdm
 
 from regen.data import places
 from regen.data.finding import find_items
-from regen.data.items import Item
+from regen.data.items import Item, line_about
 from regen.data.processes import map_in_order, process_pool
 from regen.data.shards import index_place, read_index, write_index
+from regen.files import draft
 from regen.video import open_video
 
 MEMBER_OVERHEAD_BYTES = 2048  # two headers, the text, the filling up to whole blocks
@@ -163,7 +164,7 @@ def _inspect(item: Item) -> tuple[int, int, int] | str:
                     num_frames = 1 if item.is_photo else sum(1 for _ in reader)
                     return num_frames, reader.info.width, reader.info.height
             except ValueError as error:
-                return " ".join(str(error).replace(str(path), str(item)).split())
+                return line_about(item, error, path)
     except OSError as error:
         return f"{item}: cannot be read ({error})"
 
@@ -195,10 +196,12 @@ def _write_shard(
     """Write a shard and its index beside, then rename: the tar first, so that an index tells that
     both are whole."""
     path = _shard_path(output, number)
-    temporary = path.with_suffix(".tmp")
     members = []
     try:
-        with tarfile.open(temporary, "w", format=tarfile.USTAR_FORMAT) as tar:
+        with (
+            draft(path) as temporary,
+            tarfile.open(temporary, "w", format=tarfile.USTAR_FORMAT) as tar,
+        ):
             for key, (item, facts) in enumerate(zip(group, found, strict=True), start=first_key):
                 if isinstance(facts, str):
                     continue
@@ -216,15 +219,12 @@ def _write_shard(
                 text = json.dumps(fields, ensure_ascii=False, sort_keys=True).encode()
                 _add(tar, f"{key:09d}.json", len(text), io.BytesIO(text))
                 members.append({**fields, "start": start, "size": item.size})
-        tar_bytes = temporary.stat().st_size
-        temporary.replace(path)
+        tar_bytes = path.stat().st_size
     except OSError as error:
         raise ValueError(
             f"{path} cannot be made ({error}); the same command goes on after the shards that are "
             "whole"
         ) from error
-    finally:
-        temporary.unlink(missing_ok=True)
     index = {
         "inputs": _fingerprint(group),
         "tar_bytes": tar_bytes,

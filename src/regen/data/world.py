@@ -9,7 +9,6 @@ weights whether a video shows what its caption asks for.
 import csv
 import json
 import math
-import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from fractions import Fraction
@@ -19,6 +18,7 @@ from typing import Any, Literal
 import numpy as np
 from tqdm import tqdm
 
+from regen.files import draft, write_text
 from regen.video import VideoWriter
 
 Split = Literal["train", "held_out"]
@@ -410,7 +410,7 @@ def write_world(
         raise ValueError(f"{folder} is not empty: give a new folder")
     render(make_scene(seed, 0, split), 1, height, width)  # ValueError before anything is written
     folder.mkdir(parents=True, exist_ok=True)
-    _write_text(note, text)
+    write_text(note, text)
     # First the captions, also of clips that an earlier, longer call drew: none is without one.
     drawn = {path.name for path in folder.glob("clip-*.mp4")}
     total = max([num_clips, *(int(name[5:11]) + 1 for name in drawn)])
@@ -421,12 +421,10 @@ def write_world(
             scene = make_scene(seed, index, split)
             rows.append([name, name, scene.caption, scene.to_json(), seed, index, split])
     manifest = folder / "manifest.csv"
-    temporary = manifest.with_suffix(f".{os.getpid()}.tmp")
-    with temporary.open("w", newline="") as file:
+    with draft(manifest) as temporary, temporary.open("w", newline="") as file:
         table = csv.writer(file)
         table.writerow(["file", "source", "caption", "scene", "seed", "index", "split"])
         table.writerows(rows)
-    temporary.replace(manifest)
     num_kept = 0
     for index, name in enumerate(tqdm(names[:num_clips], "drawing", unit="clip")):
         if name in drawn:
@@ -438,9 +436,3 @@ def write_world(
             for number, pixels in enumerate(frames):
                 writer.write(pixels, Fraction(number, frame_rate))
     return num_kept
-
-
-def _write_text(path: Path, text: str) -> None:
-    temporary = path.with_suffix(f".{os.getpid()}.tmp")
-    temporary.write_text(text)
-    temporary.replace(path)

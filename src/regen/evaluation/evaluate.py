@@ -223,7 +223,7 @@ def _measure_clip(
             picked = [0, len(frames) // 2, len(frames) - 1]
             sheet = np.concatenate(list(comparison(frames[picked], result.frames[picked])))
             write_picture(pictures.with_name(f"{pictures.name}.jpg"), sheet)
-            slices = time_slices(frames, result.frames, row.system.chunk_length)
+            slices = time_slices((frames, result.frames), row.system.chunk_length)
             write_picture(pictures.with_name(f"{pictures.name}.png"), slices)
         record["seeds"][str(seed)] = values
         _write_json(path, record)

@@ -1,5 +1,6 @@
 """Pictures of reconstructions (source, reconstruction, error) and of samples; a row a video."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -30,22 +31,22 @@ def write_sheet(path: Path, source: torch.Tensor, reconstruction: torch.Tensor) 
 
 
 def time_slices(
-    source: np.ndarray, reconstruction: np.ndarray, chunk_length: int | None, scale: int = 6
+    videos: Sequence[np.ndarray], chunk_length: int | None, scale: int = 6
 ) -> np.ndarray:
-    """The middle column of every frame, side by side in time: source above, reconstruction below.
+    """The middle column of every frame, side by side in time; the videos one below the other.
 
-    uint8 `[T, H, W, 3]` each -> `[2 H + 16, scale T, 3]`; white marks between stand at the seams.
+    uint8 `[T, H, W, 3]` each -> `[n H + 16 (n - 1), scale T, 3]` of n videos; white marks between
+    them stand at the seams.
     """
-    column = source.shape[2] // 2
-    strips = [
-        np.repeat(one[:, :, column].transpose(1, 0, 2), scale, axis=1)
-        for one in (source, reconstruction)
-    ]
-    ruler = np.zeros((16, strips[0].shape[1], 3), np.uint8)
-    if chunk_length is not None:
-        for seam in range(chunk_length, len(source), chunk_length):
-            ruler[:, max(0, scale * seam - 1) : scale * seam + 1] = 255
-    return np.concatenate([strips[0], ruler, strips[1]])
+    num_frames, _, width, _ = videos[0].shape
+    ruler = np.zeros((16, scale * num_frames, 3), np.uint8)
+    for seam in range(chunk_length or num_frames, num_frames, chunk_length or num_frames):
+        ruler[:, max(0, scale * seam - 1) : scale * seam + 1] = 255
+    parts = []
+    for video in videos:
+        column = video[:, :, width // 2].transpose(1, 0, 2)
+        parts += [np.repeat(column, scale, axis=1), ruler]
+    return np.concatenate(parts[:-1])
 
 
 def write_picture(path: Path, pixels: np.ndarray) -> None:

@@ -107,7 +107,13 @@ class I3D(nn.Module):
         for (name, widths), (channels, _) in zip(_MIXED.items(), pairwise(outputs), strict=True):
             self.add_module(name, _Inception(channels, widths))
         self.logits = nn.Conv3d(outputs[-1], NUM_FEATURES, 1)
-        self.load_state_dict(_published() if file is None else _of_file(file))
+        try:
+            self.load_state_dict(_published() if file is None else _of_file(file))
+        except RuntimeError as error:  # a line for each tensor
+            reason = str(error).splitlines()[-1].strip()
+            raise ValueError(
+                f"{file} holds another network than I3D of 400 classes: {reason}"
+            ) from None
         self.eval().requires_grad_(False)
 
     def forward(self, video: torch.Tensor) -> torch.Tensor:

@@ -5,8 +5,9 @@ from pathlib import Path
 from typing import Literal
 
 Experiment = Literal[
-    "table1", "table2", "table3", "table4", "table5", "figure7", "figure9", "figure12", "figure13"
-]
+    "table1", "table2", "table3", "table4", "table5",
+    "figure7", "figure9", "figure12", "figure13", "figure14", "figure15",
+]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,9 @@ class ReproduceConfig:
     """Folder of decoded training clips, as in regen train; default: OUTPUT/cache."""
     perceptual_weights: Path | None = None
     """VGG-16 for the baseline's training, as in regen train."""
+    interpolated: Path | None = None
+    """figure13: folder of what another interpolator (EMA-VFI, ...) made of OUTPUT/figure13: for
+    each clip there a video or a folder of pictures of its name, the 8 frames between its 9."""
 
     def check(self, experiment: Experiment) -> None:
         """ValueError for an option out of range."""

@@ -1,13 +1,15 @@
-"""PSNR and SSIM of a model on the clips of a folder, kept beside the model.
+"""A model on the clips of a folder: its numbers, kept beside the model, and its pictures.
 
-Clips are prepared as for `regen evaluate` (`regen.video.read_prepared`); metrics on 8-bit RGB, mean
-over frames, then over clips.
+Clips are prepared and measured as by `regen evaluate`: metrics on 8-bit RGB, mean over frames, then
+over clips; rFVD of the whole set.
 """
 
 import hashlib
 import json
 from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,18 +17,27 @@ from tqdm import tqdm
 
 from regen.codec import decode_frames, encode_frames
 from regen.data.finding import find_items
-from regen.evaluation.metrics import psnr, ssim
-from regen.evaluation.networks import sha256_of
-from regen.evaluation.protocols import DAVIS_FRAMES, media_in
+from regen.evaluation.frechet import frechet_distance
+from regen.evaluation.measure import features_of, measure
+from regen.evaluation.networks import Networks, load_networks, sha256_of
+from regen.evaluation.protocols import DAVIS_FRAMES, METRICS, absent_line, media_in
 from regen.evaluation.sheets import write_picture
-from regen.models.loading import Autoencoder
+from regen.models.loading import Autoencoder, find_device
 from regen.reproduction.config import ReproduceConfig
-from regen.video import VIDEO_SUFFIXES, frames_to_video, read_prepared
+from regen.reproduction.tables import spread
+from regen.reproduction.training import Trained
+from regen.video import VIDEO_SUFFIXES, read_prepared
 
 NUM_PICTURED = 4  # clips
+EQUAL_TIME = 1.25  # largest ratio of two trainings' wall minutes that no note is made of
+RFVD_FRAMES = 16  # of a piece of a clip
+DIGITS = {"psnr": 2, "ssim": 4, "lpips_alex": 4, "lpips_vgg": 4, "rfvd": 2}
 
 Measured = dict[str, float]
-Measure = Callable[[np.ndarray], Measured]  # of the frames of one clip
+Record = dict[str, Any]  # numbers of a clip; "features" of its pieces
+
+
+# -- clips ----------------------------------------------------------------------------------------
 
 
 def find_clips(config: ReproduceConfig) -> list[Path]:
@@ -68,10 +79,135 @@ def check_clips(config: ReproduceConfig, least_frames: int) -> None:
             raise ValueError(f"{clip} has {num_frames} frames, this takes {least_frames}")
 
 
-def compare(frames: np.ndarray, reconstruction: np.ndarray) -> Measured:
-    """Means over frames, uint8 `[T, H, W, 3]` each."""
-    source, other = frames_to_video(frames)[None], frames_to_video(reconstruction)[None]
-    return {"psnr": psnr(other, source).mean().item(), "ssim": ssim(other, source).mean().item()}
+def over_clips(
+    config: ReproduceConfig,
+    folder: Path,
+    name: str,
+    measure: Callable[[np.ndarray], Record],
+    size: int | None = None,
+    num_frames: int | None = None,
+) -> list[Record]:
+    """What `measure` says of the frames of each clip; kept in `folder`, clip by clip."""
+    size, num_frames = size or config.eval_size, num_frames or config.eval_frames
+    records: dict[str, Record] = {}
+    path = folder / f"{name}-{size}-{num_frames}.json"
+    mark = _mark(folder)
+    if path.exists():
+        kept = json.loads(path.read_text())
+        records = kept["clips"] if kept["mark"] == mark else {}
+    clips = {f"{clip}:{clip.stat().st_size}": clip for clip in find_clips(config)}
+    for key, clip in tqdm(clips.items(), f"{folder.parent.name} {name} {size}", leave=False):
+        if key not in records:
+            records[key] = measure(read_prepared(clip, size, num_frames))
+            path.parent.mkdir(parents=True, exist_ok=True)
+            temporary = path.with_suffix(".tmp")
+            temporary.write_text(json.dumps({"mark": mark, "clips": records}, indent=1) + "\n")
+            temporary.replace(path)
+    return [records[key] for key in clips]
+
+
+def means(records: Sequence[Record]) -> Measured:
+    """Over clips; one without such a number (NaN: nothing moves, so no seam) is left out."""
+    names = [name for name in records[0] if name != "features"]
+    return {name: float(np.nanmean([record[name] for record in records])) for name in names}
+
+
+def _mark(folder: Path) -> str:
+    """Of a model's weights and of the metrics' networks: other ones' numbers are not its own."""
+    digest = hashlib.sha256(json.dumps(networks().about, sort_keys=True).encode())
+    weights = folder / "diffusion_pytorch_model.safetensors"
+    digest.update(weights.read_bytes() if weights.exists() else b"")
+    return digest.hexdigest()[:16]
+
+
+# -- numbers --------------------------------------------------------------------------------------
+
+
+@cache
+def networks() -> Networks:
+    return load_networks(None, None, "", find_device("auto"))
+
+
+def measured_names() -> list[str]:
+    """PSNR and SSIM, and LPIPS and rFVD where their weights are installed."""
+    found = networks()
+    return ["psnr", "ssim", *found.lpips, *(["rfvd"] if found.i3d else [])]
+
+
+def metric_columns(suffix: str = "") -> list[str]:
+    return [METRICS[name][0].partition(",")[0] + suffix for name in measured_names()]
+
+
+def metric_cells(results: Sequence[Measured]) -> list[str]:
+    """Mean over the seeds' `results`, and the range, for each of `measured_names`."""
+    return [spread([one[name] for one in results], DIGITS[name]) for name in measured_names()]
+
+
+def notes(config: ReproduceConfig, models: Sequence[Trained]) -> list[str]:
+    """What to know before comparing `models`."""
+    number = f"the first {config.max_clips}" if config.max_clips else "all"
+    lines = [
+        f"Ours: {number} clips of {config.eval_data}, the first {config.eval_frames} frames at "
+        f"{config.eval_size} x {config.eval_size}, one step; seeds {list(config.seeds)}. The "
+        "paper's are of other clips, models of other size and other data (arXiv:2503.08665).",
+        "The nominal ratio is not the real one: compare frames per latent frame.",
+        *([": ".join(absent) + "."] if (absent := absent_line(networks().about)) else []),
+    ]
+    if config.minutes:
+        lines.append(
+            f"Equal training time: {config.minutes:g} minutes for each model by the clock that the "
+            "probe read (its plan.json)."
+        )
+    curves = [
+        f"{one.preset}, seed {one.seed}: {', '.join(f'{psnr:.2f}' for psnr in one.curve)}"
+        for one in models
+    ]
+    if curves:
+        lines.append(
+            "PSNR of clips held out of training, after each quarter of it (is the curve flat? in "
+            "the last one the learning rate falls), or at its end alone where validation would "
+            f"have taken more than a quarter of the time: {'; '.join(curves)}."
+        )
+    minutes = [one.wall_minutes for one in models]
+    if minutes and config.minutes and max(minutes) > EQUAL_TIME * min(minutes):
+        lines.append(
+            f"The wall clock says {min(minutes):.1f} to {max(minutes):.1f} minutes: other work "
+            "shared the machine."
+        )
+    return lines
+
+
+def compare(frames: np.ndarray, reconstruction: np.ndarray) -> Record:
+    """Means over frames, uint8 `[T, H, W, 3]` each, of `measured_names` but rFVD."""
+    values = measure(frames, reconstruction, None, networks().lpips)
+    return {name: values[name] for name in measured_names() if name != "rfvd"}
+
+
+def _features(frames: np.ndarray) -> Record:
+    i3d = networks().i3d
+    return {} if i3d is None else {"features": features_of(i3d, frames, RFVD_FRAMES)}
+
+
+def reconstruction(
+    config: ReproduceConfig, one: Trained, steps: int = 1, size: int | None = None
+) -> Measured:
+    """`measured_names` of a trained model's reconstructions of the clips."""
+    model = one.load()
+
+    def measured(frames: np.ndarray) -> Record:
+        rebuilt = reconstruct(model, frames, steps)
+        return compare(frames, rebuilt) | _features(rebuilt)
+
+    records = over_clips(config, one.folder, f"steps{steps}", measured, size)
+    values = means(records)
+    if networks().i3d is not None:
+        sources = over_clips(config, config.output / "source", "features", _features, size)
+        ours, theirs = (
+            np.array([row for record in those for row in record["features"]])
+            for those in (records, sources)
+        )
+        values["rfvd"] = frechet_distance(ours, theirs) if len(ours) > 1 else float("nan")
+    return values
 
 
 def reconstruct(model: Autoencoder, frames: np.ndarray, steps: int = 1) -> np.ndarray:
@@ -86,59 +222,25 @@ def reconstruct(model: Autoencoder, frames: np.ndarray, steps: int = 1) -> np.nd
     return np.concatenate(rebuilt)
 
 
-def write_comparison(
-    path: Path, config: ReproduceConfig, models: Sequence[Autoencoder], sizes: Sequence[int]
-) -> None:
-    """One PNG: the source and what each of `models` makes of it, a column each.
+# -- pictures -------------------------------------------------------------------------------------
 
-    A row for each of the first clips and each size, all brought to the largest without smoothing;
-    the middle frame of the first chunk.
+
+def draw(
+    config: ReproduceConfig,
+    name: str,
+    rows_of: Callable[[np.ndarray], Sequence[Sequence[np.ndarray]]],
+    num_frames: int,
+    sizes: Sequence[int] = (),
+) -> None:
+    """OUTPUT/NAME.png: of each of the first clips, the rows of pictures that `rows_of` makes of it.
+
+    Of several `sizes`, one below the other, all brought to the largest without smoothing.
     """
     rows = []
+    sizes = sizes or (config.eval_size,)
     for clip in find_clips(config)[:NUM_PICTURED]:
         for size in sizes:
-            frames = read_prepared(clip, size, models[0].geometry.chunk_length)
-            middle = len(frames) // 2
-            shown = [frames[middle], *(reconstruct(model, frames)[middle] for model in models)]
-            enlarged = [
-                np.kron(one, np.ones((max(sizes) // size, max(sizes) // size, 1))) for one in shown
-            ]
-            rows.append(np.concatenate(enlarged, axis=1))
-    write_picture(path, np.concatenate(rows).astype(np.uint8))
-
-
-def over_clips(
-    config: ReproduceConfig,
-    folder: Path,
-    name: str,
-    measure: Measure,
-    size: int | None = None,
-    num_frames: int | None = None,
-) -> Measured:
-    """Means over clips of what `measure` says of each; kept in `folder`, clip by clip.
-
-    Where a clip has no such value (NaN: nothing moves, so no seam ratio) it is left out.
-    """
-    size, num_frames = size or config.eval_size, num_frames or config.eval_frames
-    records: dict[str, Measured] = {}
-    path = folder / f"{name}-{size}-{num_frames}.json"
-    marks = _mark(folder)
-    if path.exists():
-        kept = json.loads(path.read_text())
-        records = kept["clips"] if kept["model"] == marks else {}
-    for clip in tqdm(find_clips(config), f"{folder.parent.name} {name} {size}", leave=False):
-        key = f"{clip}:{clip.stat().st_size}"
-        if key not in records:
-            records[key] = measure(read_prepared(clip, size, num_frames))
-            temporary = path.with_suffix(".tmp")
-            temporary.write_text(json.dumps({"model": marks, "clips": records}, indent=1) + "\n")
-            temporary.replace(path)
-    wanted = {f"{clip}:{clip.stat().st_size}" for clip in find_clips(config)}
-    rows = [record for key, record in records.items() if key in wanted]
-    return {key: float(np.nanmean([row[key] for row in rows])) for key in rows[0]}
-
-
-def _mark(folder: Path) -> str:
-    """What tells a model's weights, so that numbers of other ones are not taken for its own."""
-    weights = folder / "diffusion_pytorch_model.safetensors"
-    return hashlib.sha256(weights.read_bytes()).hexdigest()[:16] if weights.exists() else ""
+            scale = np.ones((max(sizes) // size, max(sizes) // size, 1), np.uint8)
+            for row in rows_of(read_prepared(clip, size, num_frames)):
+                rows.append(np.concatenate([np.kron(one, scale) for one in row], axis=1))
+    write_picture(config.output / f"{name}.png", np.concatenate(rows))

@@ -27,7 +27,8 @@ from regen.training.start import start_run, train
 PROBE_STEPS = 1000  # iterations of the run that a probe pretends to be
 PROBE_PLACES = (0.0, 0.25, 0.5, 0.75)  # of it; the adversarial losses begin at a third
 WARMUP_SHARE = 0.1
-VALIDATIONS = 4  # of a run: whether its curve is flat
+VALIDATIONS = 4  # of a run: whether its curve is flat; 1 where they would take too long
+VALIDATION_SHARE = 0.25  # most of a run's time that its validations take, but for one clip
 SMALL = {"crop": 64, "video_batch_size": 8, "image_batch_size": 16}
 # Paper: B.2.1, 128 x 128, 6 images or 2 videos a GPU, 200K iterations.
 PAPER_MAGVIT = {
@@ -45,7 +46,7 @@ PAPER_MAGVIT = {
 @dataclass(frozen=True)
 class Trained:
     """A model and what its training took. `curve`: PSNR on clips held out of training, after each
-    quarter of it."""
+    quarter of it, or at its end."""
 
     preset: str
     seed: int
@@ -77,7 +78,8 @@ def trained(config: ReproduceConfig, preset: str, seed: int) -> Trained:
         base,
         steps=steps,
         warmup_steps=min(base.warmup_steps, int(WARMUP_SHARE * steps)),
-        validate_every=-(-steps // VALIDATIONS),
+        validate_every=-(-steps // planned.get("validations", VALIDATIONS)),
+        validation_clips=planned.get("validation_clips", 0),
         checkpoint_every=max(1, min(500, steps // 4)),
         keep_last=1,
     )
@@ -120,17 +122,28 @@ def _train_config(config: ReproduceConfig, preset: str, seed: int, output: Path)
 def _plan(config: TrainConfig, minutes: float) -> dict[str, Any]:
     """How many iterations take `minutes`; 0: as many as `config` says."""
     if minutes == 0:
-        return {"steps": config.steps, "said": "the paper's number"}
-    seconds, clock = seconds_per_step(config)
+        plan = {"steps": config.steps, "said": "the paper's number"}
+        return plan | {"validations": VALIDATIONS, "validation_clips": 0}
+    seconds, clip_seconds, num_clips, clock = seconds_per_step(config)
     steps = max(1, round(60 * minutes / seconds))
-    said = f"{minutes:g} minutes at {seconds:.3f} s of {clock} each"
-    return {"steps": steps, "seconds_per_step": seconds, "clock": clock, "said": said}
+    affordable = VALIDATION_SHARE * 60 * minutes / clip_seconds
+    validations = VALIDATIONS if affordable >= VALIDATIONS else 1
+    return {
+        "steps": steps,
+        "seconds_per_step": seconds,
+        "clock": clock,
+        "said": f"{minutes:g} minutes at {seconds:.3f} s of {clock} each",
+        "validations": validations,
+        "validation_clips": min(num_clips, max(1, int(affordable / validations))),
+        "seconds_per_validation_clip": clip_seconds,
+    }
 
 
-def seconds_per_step(config: TrainConfig) -> tuple[float, str]:
-    """Mean seconds of a step over a run, batches included, and which clock counted them.
+def seconds_per_step(config: TrainConfig) -> tuple[float, float, int, str]:
+    """Mean seconds of a step over a run, batches included, and of validating one of how many clips.
 
-    One thread of a CPU is timed by its own clock, which other programs do not slow down.
+    Last, the clock that counted: one thread of a CPU is timed by its own clock, which other
+    programs do not slow down.
     """
     probe = replace(
         config, steps=PROBE_STEPS, output=config.output.with_name(f".{config.output.name}.probe")
@@ -140,21 +153,26 @@ def seconds_per_step(config: TrainConfig) -> tuple[float, str]:
     probe.output.mkdir(parents=True, exist_ok=True)
     accelerator = make_accelerator(probe)
     run = start_run(probe, accelerator)
-    if not cast(EmbedderTask, run.task).validation_clips:
+    task = cast(EmbedderTask, run.task)
+    if not task.validation_clips:
         raise ValueError(
             "--data leaves no clip to validate on: give clips of more sources, at most three of one"
         )
     batches = OwnBatches(run)
     mean = 0.0
     for place in PROBE_PLACES:
-        start = int(place * PROBE_STEPS)
+        begin = int(place * PROBE_STEPS)
         for is_image in (False, True):
-            item = _first_of(batches, start, is_image)
+            item = _first_of(batches, begin, is_image)
             if item is None:
                 continue
             share = probe.image_share if is_image else 1 - probe.image_share
             mean += share * _time_step(run, batches, item, clock) / len(PROBE_PLACES)
-    return mean, "the thread's clock" if is_own_clock else "the wall clock"
+    num_clips, task.validation_clips = len(task.validation_clips), task.validation_clips[:1]
+    start = clock()
+    task.validate(run, None)
+    clip_seconds = 2 * (clock() - start)  # averaged weights, and raw ones
+    return mean, clip_seconds, num_clips, "the thread's clock" if is_own_clock else "the wall clock"
 
 
 def _first_of(batches: OwnBatches, start: int, is_image: bool) -> int | None:

@@ -10,8 +10,8 @@ from regen.models.presets import MAGVIT_PRESETS, PRESETS
 
 # Options that may change between the start of a run and its resumption.
 FREE_OPTIONS = {
-    "output", "cache", "chunk_cache", "num_workers", "validate_every", "checkpoint_every", "data",
-    "max_bad_share",
+    "output", "cache", "chunk_cache", "num_workers", "validate_every", "validation_clips",
+    "checkpoint_every", "data", "max_bad_share",
     "keep_last", "keep_every", "tracker",
     "learning_rate",  # lower, where the loss was not finite
     "embedder", "text_encoder",  # where they are; what they are is checked
@@ -162,6 +162,8 @@ class TrainConfig(RunConfig):
     """Sources that neither train nor validate, e.g. those of clips kept for an evaluation."""
     validation_sources: int = 12
     """Sources held out of training; one clip of each is measured."""
+    validation_clips: int = 0
+    """Measure the first so many of those clips only; 0: all."""
     max_bad_share: float = 0.05
     """Stop when more than this share of the files cannot be read, at the start or later."""
 
@@ -189,7 +191,8 @@ class TrainConfig(RunConfig):
             check_outside("--output", self.output, folder)
         for name in ("chunks", "video_batch_size", "image_batch_size", "num_targets"):
             self._check_range(name, 1, float("inf"))
-        for name in ("validation_sources", "latent_noise", "perceptual_weight"):
+        counts = ("validation_sources", "validation_clips", "latent_noise", "perceptual_weight")
+        for name in counts:
             self._check_range(name, 0, float("inf"))
         for name in ("image_share", "other_tasks", "noise_only_share", "max_bad_share"):
             self._check_range(name, 0, 1)

@@ -255,7 +255,9 @@ def start_run(config: TrainConfig, accelerator: Accelerator) -> Run:
     run = Run(
         config,
         accelerator,
-        EmbedderTask(config, objective, batches, validation_clips),
+        EmbedderTask(
+            config, objective, batches, validation_clips[: config.validation_clips or None]
+        ),
         model,
         learners,
         ema,

@@ -7,20 +7,22 @@ pictures count as videos. All streams: memory does not grow with the length. PyA
 program is called.
 """
 
-from regen.video.preparing import RAW_SUFFIX, read_prepared
-from regen.video.reader import (
+from regen.video.containers import has_sound
+from regen.video.media import (
     PICTURE_FRAME_RATE,
     PICTURE_SUFFIXES,
     VIDEO_SUFFIXES,
     Frame,
     VideoError,
     VideoInfo,
+)
+from regen.video.pictures import read_picture
+from regen.video.preparing import RAW_SUFFIX, interpolate_frames, read_prepared
+from regen.video.reader import (
     VideoReader,
     frames_to_video,
-    has_sound,
     open_video,
     read_frames,
-    read_picture,
     video_to_frames,
 )
 from regen.video.seeking import count_frames, read_frames_at
@@ -41,6 +43,7 @@ __all__ = [
     "count_frames",
     "frames_to_video",
     "has_sound",
+    "interpolate_frames",
     "open_video",
     "read_frames",
     "read_frames_at",

@@ -12,7 +12,10 @@ from typing import Any
 import av
 import numpy as np
 
-from regen.video.reader import VideoError, decode_container, frame_pixels, one_line, open_video
+from regen.video.colour import frame_pixels, has_alpha, hdr_kind
+from regen.video.containers import ContainerFrames
+from regen.video.media import VideoError, one_line
+from regen.video.reader import open_video
 
 RAW_SUFFIX = ".yuv"
 RAW_NAME = re.compile(r"_(\d+)x(\d+)_(\d+)(?:\D|$)")  # videoSRC01_1920x1080_30.yuv
@@ -52,8 +55,8 @@ def _pictures(path: Path, size: int | None) -> Iterator[np.ndarray]:
                 frame = av.VideoFrame.from_ndarray(picture.pixels, format="rgb24")
                 yield _crop(_scaled(frame, size), size)
             return
-    for _, _, frame in decode_container(path):
-        if frame.format.has_palette or any(part.is_alpha for part in frame.format.components):
+    for frame, _ in ContainerFrames(path):
+        if has_alpha(frame) or hdr_kind(frame):
             frame = av.VideoFrame.from_ndarray(frame_pixels(frame, 0, False), format="rgb24")
         yield _crop(_scaled(frame, size), size)
 
@@ -101,3 +104,30 @@ def _raw_frames(path: Path) -> Iterator[Any]:
             yield from container.decode(video=0)
     except av.FFmpegError as error:
         raise VideoError(f"{path}: {one_line(error)}") from error
+
+
+def interpolate_frames(frames: np.ndarray) -> np.ndarray:
+    """The frames half-way between neighbours, by FFmpeg's motion compensation (minterpolate).
+
+    uint8 `[T, H, W, 3]` -> `[T - 1, H, W, 3]`. Raises VideoError where the filter cannot.
+    """
+    height, width = frames.shape[1:3]
+    graph, tick = av.filter.Graph(), Fraction(1, 25)
+    pixel_format = av.VideoFormat("rgb24", width, height)
+    source = graph.add_buffer(width=width, height=height, format=pixel_format, time_base=tick)
+    options = "fps=50:mi_mode=mci:mc_mode=aobmc:me_mode=bidir:vsbmc=1"
+    nodes = [graph.add("minterpolate", options), graph.add("format", "rgb24")]
+    made: list[np.ndarray] = []
+    try:
+        graph.link_nodes(source, *nodes, graph.add("buffersink")).configure()
+        for index, pixels in enumerate([*frames, frames[-1]]):  # it holds the last one back
+            frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
+            frame.pts, frame.time_base = index, tick
+            graph.push(frame)
+        graph.push(None)
+        while True:
+            made.append(graph.vpull().to_ndarray(format="rgb24"))
+    except (av.error.EOFError, av.error.BlockingIOError):
+        return np.stack(made[1 : 2 * len(frames) - 1 : 2])
+    except (av.FFmpegError, ValueError) as error:
+        raise VideoError(f"minterpolate of {width} x {height}: {one_line(error)}") from error

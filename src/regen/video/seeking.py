@@ -1,32 +1,35 @@
 """Some frames of a video without decoding all of it: seek to the key frame before, decode, stop.
 
 Which frame is which is told by presentation times, so that what comes is exactly what reading from
-the start gives. Where a file's times cannot be trusted, or a seek misses, it is read from the
-start. Takes a path, or bytes that read and seek (a member of a shard), named by their `str`.
+the start gives. A file whose times do not tell its frames is read from the start: AVI and MXF with
+B-frames, files that begin between key frames, interlaced video, hidden frames; and any file whose
+frames do not come out of the decoder as its times say. Takes a path, or bytes that read and seek
+(a member of a shard), named by their `str`.
 """
 
 import bisect
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import groupby, pairwise
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import av
 import numpy as np
 
-from regen.video.reader import (
-    VideoError,
-    frame_orientation,
-    frame_pixels,
-    need_video_stream,
+from regen.video.colour import frame_orientation, frame_pixels
+from regen.video.containers import (
+    ContainerFrames,
+    decoder_of,
+    is_in_decoding_order,
     num_listed,
-    one_line,
     open_container,
+    video_stream,
 )
+from regen.video.media import VideoError, one_line
 
 # A packet of theirs is a frame, and a key frame needs none before it.
-_SEEKABLE_CODECS = ("h264", "hevc", "vp9", "av1", "mpeg4", "ffv1", "mjpeg")
+_SEEKABLE_CODECS = ("h264", "hevc", "vp9", "av1", "ffv1", "mjpeg")
 
 
 @dataclass(frozen=True)
@@ -43,27 +46,25 @@ def count_frames(file: Path | BinaryIO) -> tuple[int, int, int]:
     Raises VideoError where nothing can be read, or less than the file lists.
     """
     with open_container(file) as container:
-        stream = need_video_stream(container, file)
+        stream = video_stream(container, file)
         times = _list_times(container, stream, file)
-        first, count = None, 0
         try:
             container.seek(0)
         except av.FFmpegError:
             times = None
-    with open_container(file) as container:
-        stream = need_video_stream(container, file)
-        for frame in _guarded(container.decode(stream), file):
-            first = frame if first is None else first
-            count += 1
-            if times is not None:
-                count = len(times.frames)
-                break
-        if first is None:
-            raise VideoError(f"{file}: no frame can be decoded; the file is damaged")
-        quarter_turns, _ = frame_orientation(first)
-        turned = quarter_turns % 2 == 1
-        size = (first.height, first.width) if turned else (first.width, first.height)
-        return count, *size
+    frames = ContainerFrames(file)
+    first, count = None, 0
+    for frame, _ in frames:
+        first = first or frame
+        count += 1
+        if times is not None:
+            count = len(times.frames)
+            break
+    assert first is not None
+    quarter_turns, _ = frame_orientation(first)
+    turned = quarter_turns % 2 == 1
+    size = (first.height, first.width) if turned else (first.width, first.height)
+    return count, *size
 
 
 def read_frames_at(
@@ -75,8 +76,7 @@ def read_frames_at(
     """
     wanted = sorted(set(indices))
     with open_container(file) as container:
-        stream = need_video_stream(container, file)
-        stream.codec_context.thread_count = 1  # the processes that prepare batches are many
+        stream = video_stream(container, file)
         times = _list_times(container, stream, file)
         if times is not None and len(times.frames) == num_frames and wanted[-1] < num_frames:
             found = _seek_all(container, stream, times, [times.frames[i] for i in wanted], file)
@@ -87,23 +87,36 @@ def read_frames_at(
 
 def _list_times(container: Any, stream: Any, file: Path | BinaryIO) -> _Times | None:
     """Of all packets, without decoding; None where they do not tell the frames."""
+    all_pts: list[int | None] = []
+    all_dts: list[int] = []
     frames: list[int] = []
     keys: list[int] = []
-    num_packets, is_clear = 0, stream.codec_context.name in _SEEKABLE_CODECS
+    begins_with_key, is_whole = False, True
     for packet in _guarded(container.demux(stream), file):
         if packet.size == 0:
             continue
-        num_packets += 1
-        if packet.pts is None:
-            is_clear = False
-            continue
-        if packet.is_keyframe:
-            keys.append(packet.pts)
-        if not packet.is_discard:  # before the start that an edit list sets
-            frames.append(packet.pts)
-    if num_packets < num_listed(container, stream):
+        begins_with_key = begins_with_key or (packet.is_keyframe and not all_pts)
+        is_whole = is_whole and not packet.is_corrupt
+        all_pts.append(packet.pts)
+        if packet.dts is not None:
+            all_dts.append(packet.dts)
+        if packet.pts is not None:
+            if packet.is_keyframe:
+                keys.append(packet.pts)
+            if not packet.is_discard:  # before the start that an edit list sets
+                frames.append(packet.pts)
+    if len(all_pts) < num_listed(container, stream):
         raise VideoError(f"{file}: the file is cut short; get it again in full")
-    is_clear = is_clear and bool(frames) and bool(keys) and len(set(frames)) == len(frames)
+    is_clear = (
+        stream.codec_context.name in _SEEKABLE_CODECS
+        and begins_with_key
+        and is_whole
+        and None not in all_pts
+        and not is_in_decoding_order(stream, all_pts)
+        and all(a < b for a, b in pairwise(all_dts))
+        and len(set(frames)) == len(frames) > 0
+        and min(frames) >= keys[0]
+    )
     return _Times(sorted(frames), sorted(keys)) if is_clear else None
 
 
@@ -117,28 +130,37 @@ def _seek_all(
 
     found: dict[int, np.ndarray] = {}
     turns = None
+    decoder = decoder_of(stream)
+    decoder.thread_count = 1  # the processes that prepare batches are many
     for key, group in groupby(wanted, key_before):
-        for frame in _guarded(_decode_from(container, stream, key, set(group)), file):
-            turns = turns or frame_orientation(frame)
-            found[frame.pts] = frame_pixels(frame, *turns)
+        before = None
+        for frame in _guarded(_decode_from(container, stream, decoder, key, set(group)), file):
+            is_misplaced = frame.pts is None or (before is not None and frame.pts <= before)
+            if is_misplaced or frame.interlaced_frame:
+                return {}  # the times are not to be trusted, or neighbours are needed
+            before = frame.pts
+            if frame.pts in wanted:
+                turns = turns or frame_orientation(frame)
+                found[frame.pts] = frame_pixels(frame, *turns)
     return found
 
 
-def _decode_from(container: Any, stream: Any, start: int, wanted: set[int]) -> Iterator[Any]:
-    """Frames with the times `wanted`, decoded from the key frame at `start`, in any order."""
+def _decode_from(
+    container: Any, stream: Any, decoder: Any, start: int, wanted: set[int]
+) -> Iterator[Any]:
+    """Frames decoded from the key frame at `start` until those with the times `wanted` are out."""
     container.seek(start, stream=stream)
-    context = stream.codec_context
+    decoder.flush_buffers()
     # H.264 marks frames that no other one refers to: those that nobody wants are not decoded.
-    is_marked = context.name == "h264"
+    is_marked = decoder.name == "h264"
     to_send = set(wanted)
     for packet in container.demux(stream):
         if is_marked:
-            context.skip_frame = "DEFAULT" if packet.pts in wanted else "NONREF"
+            decoder.skip_frame = "DEFAULT" if packet.pts in wanted else "NONREF"
         to_send.discard(packet.pts)
-        frames = context.decode(packet)
+        yield from decoder.decode(packet)
         if not to_send and packet.size:
-            frames = [*frames, *context.decode(None)]  # those that the decoder still holds
-        yield from (frame for frame in frames if frame.pts in wanted)
+            yield from decoder.decode(None)  # those that the decoder still holds
         if not to_send:
             break
 
@@ -147,14 +169,12 @@ def _read_from_start(file: Path | BinaryIO, wanted: Sequence[int]) -> dict[int, 
     found: dict[int, np.ndarray] = {}
     turns = None
     index = -1
-    with open_container(file) as container:
-        stream = need_video_stream(container, file)
-        for index, frame in enumerate(_guarded(container.decode(stream), file)):
-            if index in wanted:
-                turns = turns or frame_orientation(frame)
-                found[index] = frame_pixels(frame, *turns)
-                if len(found) == len(wanted):
-                    return found
+    for index, (frame, _) in enumerate(ContainerFrames(file)):
+        if index in wanted:
+            turns = turns or frame_orientation(frame)
+            found[index] = frame_pixels(frame, *turns)
+            if len(found) == len(wanted):
+                return found
     raise VideoError(f"{file}: frame {wanted[-1]} is asked for, {index + 1} can be read")
 
 

@@ -2,9 +2,6 @@
 
 import math
 import os
-import re
-import shutil
-import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from fractions import Fraction
@@ -16,13 +13,11 @@ import numpy as np
 from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTrc, Interpolation
 from PIL import Image
 
-from regen.video.reader import (
-    PICTURE_SUFFIXES,
-    VideoError,
-    one_line,
-    open_container,
-    video_stream,
-)
+from regen.files import Draft
+from regen.video.containers import ContainerFrames, stream_end
+from regen.video.matroska import set_pixel_shape
+from regen.video.media import PICTURE_SUFFIXES, VideoError, one_line
+from regen.video.sound import prepare_sound
 
 
 class Rehearsed(Exception):
@@ -53,11 +48,12 @@ class VideoWriter:
       none   a folder of pictures frame_000000.png, frame_000001.png, ...
 
     `audio_from` names a file whose first sound track goes along (not into pictures), copied as it
-    is where the format takes it, else as AAC (.mp4) or Opus (.webm), in time with that file's first
-    video frame. Where that file's video goes on after the last frame written, its sound is cut
-    there.
-    `time_base` is the unit of the times, if known: .mp4 then keeps uneven times exactly. The last
-    frame lasts 1 / frame_rate. PyAV can store non-square pixels in .mp4, not in .webm and .mkv.
+    is where the format takes it, else as AAC (.mp4), Opus (.webm) or FLAC (.mkv) in stereo, in time
+    with that file's first video frame. Where that file's video goes on after the last frame
+    written, its sound is cut there.
+    `time_base` is the unit of the times, if known: .mp4 then keeps uneven times exactly, down to
+    1 / 1,000,000 s. The last frame ends at `end` (s), which may be set until the file is finished;
+    by default it lasts 1 / frame_rate. `notes` says what the user may not expect of the sound.
     Raises VideoError for a target that cannot be written, at once, and where writing fails; leaving
     the `with` block by an exception leaves an earlier file untouched.
     """
@@ -82,23 +78,21 @@ class VideoWriter:
             raise VideoError(
                 f"{path}: cannot write {suffix}; end it in {endings}, or nothing: a folder"
             )
-        if sample_aspect_ratio != 1 and suffix in (".webm", ".mkv"):
-            raise VideoError(
-                f"{path}: pixels of shape {sample_aspect_ratio} need .mp4; end it in that"
-            )
         if self.path.is_dir() and (suffix or any(self.path.iterdir())):
             raise VideoError(
                 f"{path}: is a folder{'' if suffix else ' with files'}; give a new name"
             )
         if self.path.exists() and not self.path.is_dir() and not suffix:
             raise VideoError(f"{path}: is a file; give a new name for the folder of pictures")
-        self._temporary = self.path.with_name(f".{self.path.stem}.{uuid.uuid4().hex[:8]}{suffix}")
         try:
-            self._temporary.touch() if suffix else self._temporary.mkdir()
+            self._draft = Draft(self.path, is_folder=not suffix)
         except OSError as error:
             raise VideoError(
                 f"{path}: cannot write there ({one_line(error)}); name an existing, writable folder"
             ) from error
+        self.end: Fraction | None = None
+        self.notes: list[str] = []
+        self._frame_time = 1 / Fraction(frame_rate)
         self._time, self._num_frames = Fraction(-1), 0
         self._finished = self._closed = False
         self._stream: _StreamSink | None = None
@@ -106,9 +100,11 @@ class VideoWriter:
             with self._undo_on_error():
                 rate = Fraction(frame_rate).limit_denominator(100_000)
                 self._stream = _StreamSink(
-                    self._temporary, width, height, rate, sample_aspect_ratio, time_base
+                    self._draft.path, width, height, rate, sample_aspect_ratio, time_base
                 )
-                self._stream.start(audio_from)
+                if audio_from is not None and not Path(audio_from).is_dir():
+                    self.notes += self._stream.add_sound(Path(audio_from))
+                self._stream.start()
 
     def write(self, pixels: np.ndarray, time: Fraction) -> None:
         """Append a frame, uint8 [H, W, 3] in RGB, shown from `time` (s, increasing) to the next."""
@@ -132,7 +128,7 @@ class VideoWriter:
             else:
                 name = "" if self.path.suffix else f"frame_{self._num_frames:06d}.png"
                 # Level 1: five times as fast as Pillow's 6, files a sixth larger.
-                Image.fromarray(pixels).save(self._temporary / name, "PNG", compress_level=1)
+                Image.fromarray(pixels).save(self._draft.path / name, "PNG", compress_level=1)
         self._time, self._num_frames = time, self._num_frames + 1
 
     def finish(self) -> None:
@@ -146,7 +142,7 @@ class VideoWriter:
             if self._num_frames == 0:
                 raise VideoError(f"{self.path}: no frame was written; expected at least one")
             if self._stream:
-                self._stream.finish()
+                self._stream.finish(self.end or self._time + self._frame_time)
         self._finished = True
 
     def close(self) -> None:
@@ -155,9 +151,7 @@ class VideoWriter:
             return
         self.finish()
         with self._undo_on_error():
-            if self.path.is_dir():
-                self.path.rmdir()
-            self._temporary.replace(self.path)
+            self._draft.finish()
         self._closed = True
 
     @contextmanager
@@ -174,9 +168,7 @@ class VideoWriter:
         self._closed = True
         if self._stream:
             self._stream.abandon()
-        if self._temporary.is_dir():
-            shutil.rmtree(self._temporary, ignore_errors=True)
-        self._temporary.unlink(missing_ok=True)
+        self._draft.discard()
 
     def __enter__(self) -> Self:
         return self
@@ -188,22 +180,17 @@ class VideoWriter:
             self._abandon()
 
 
-# ending: (encoder, its options, sound codecs copied as they are, encoder for other sound)
-_CODECS: dict[str, tuple[str, dict[str, str], tuple[str, ...] | None, str]] = {
-    ".mp4": ("libx264", {"crf": "14"}, ("aac", "mp3", "ac3", "eac3", "alac", "opus"), "aac"),
+# ending: (encoder, its options, options of the container)
+_CODECS: dict[str, tuple[str, dict[str, str], dict[str, str]]] = {
+    ".mp4": ("libx264", {"crf": "14"}, {"movflags": "+faststart"}),
     ".webm": (
         "libvpx-vp9",
         {"crf": "18", "b": "0", "deadline": "good", "cpu-used": "4", "row-mt": "1"},
-        ("opus", "vorbis"),
-        "libopus",
+        {},
     ),
-    ".mkv": (
-        "ffv1",
-        {"level": "3", "slicecrc": "1"},
-        None,
-        "flac",
-    ),  # None: all that Matroska takes
+    ".mkv": ("ffv1", {"level": "3", "slicecrc": "1"}, {}),
 }
+_MAX_TICKS = 2**31 - 1  # of a frame in .mp4
 
 
 class _StreamSink:
@@ -218,8 +205,8 @@ class _StreamSink:
         aspect: Fraction,
         time_base: Fraction | None,
     ) -> None:
-        encoder, options, self._copied, self._sound_encoder = _CODECS[path.suffix]
-        flags = {"movflags": "+faststart"} if path.suffix == ".mp4" else {}
+        encoder, options, flags = _CODECS[path.suffix]
+        self._path, self._aspect = path, aspect
         self._container = cast(Any, av.open(f"file:{path}", "w", options=flags))
         self._video = self._container.add_stream(encoder, rate=rate, options=options)
         self._video.width, self._video.height = width, height
@@ -236,16 +223,23 @@ class _StreamSink:
         ticks = _ticks_per_s(rate, time_base) if path.suffix == ".mp4" else 1000
         self._tick = Fraction(1, ticks)
         context.time_base = self._tick
-        self._frame_time = 1 / rate
+        self._durations: dict[int, int] = {}
         self._held: Any = None  # a frame waits for the next one, which ends it
         self._sound: Iterator[Any] = iter(())
         self._next_sound: Any = None
         self._sound_video_end: Fraction | None = None
 
-    def start(self, audio_from: str | Path | None) -> None:
-        """Add the sound track and write the header."""
-        if audio_from is not None and not Path(audio_from).is_dir():
-            self._add_sound(Path(audio_from))
+    def add_sound(self, path: Path) -> list[str]:
+        """The first sound track of a file, shifted: its first video frame is at 0. What to say."""
+        start, end = _video_span(path)
+        sound, notes = prepare_sound(path, self._path.suffix, start)
+        if sound:
+            self._sound = sound.packets(self._container)
+            self._sound_video_end = None if end is None else end - start
+        return notes
+
+    def start(self) -> None:
+        """Write the header."""
         self._container.start_encoding()
         self._next_sound = next(self._sound, None)
 
@@ -266,28 +260,41 @@ class _StreamSink:
             self._encode_held(frame.pts)
         self._held = frame
 
-    def finish(self) -> None:
-        end = self._held.pts + max(1, round(self._frame_time / self._tick))
-        self._encode_held(end)
-        for packet in self._video.encode():
+    def finish(self, end: Fraction) -> None:
+        """`end`, in s, is that of the last frame."""
+        last = max(self._held.pts + 1, round(end / self._tick))
+        self._encode_held(last)
+        packets = self._video.encode()
+        if packets and self._path.suffix == ".mp4":  # which adds up durations in decoding order
+            self._durations[packets[-1].pts] = last - packets[-1].pts
+        for packet in packets:
             self._mux(packet)
         whole = (
             self._sound_video_end is None
-            or end * self._tick >= self._sound_video_end - Fraction(1, 2)
+            or last * self._tick >= self._sound_video_end - Fraction(1, 2)
         )
-        self._mux_sound(None if whole else end * self._tick)
+        self._mux_sound(None if whole else last * self._tick)
         self._container.close()
+        if self._aspect != 1 and self._path.suffix != ".mp4":
+            set_pixel_shape(self._path, self._video.width, self._video.height, self._aspect)
 
     def abandon(self) -> None:
         with suppress(av.FFmpegError, OSError):
             self._container.close()
 
     def _encode_held(self, end: int) -> None:
-        self._held.duration = end - self._held.pts
+        self._durations[self._held.pts] = self._held.duration = end - self._held.pts
+        if self._path.suffix == ".mp4" and self._held.duration > _MAX_TICKS:
+            seconds = float(self._held.duration * self._tick)
+            raise VideoError(
+                f"a frame of {seconds:.0f} s is longer than .mp4 holds with times this fine, "
+                f"{float(_MAX_TICKS * self._tick):.0f} s; end it in .mkv"
+            )
         for packet in self._video.encode(self._held):
             self._mux(packet)
 
     def _mux(self, packet: Any) -> None:
+        packet.duration = self._durations.pop(packet.pts)  # encoders leave it out
         self._mux_sound(packet.dts * packet.time_base)
         self._container.mux(packet)
 
@@ -298,73 +305,28 @@ class _StreamSink:
             self._container.mux(packet)
             self._next_sound = next(self._sound, None)
 
-    def _add_sound(self, path: Path) -> None:
-        """Prepare the first sound track of a file, shifted: its first video frame is at 0."""
-        source = open_container(path)
-        if not source.streams.audio:
-            source.close()
-            return
-        track = source.streams.audio[0]
-        origin, self._sound_video_end = _video_span(path)
-        codec = track.codec_context.codec.canonical_name
-        if codec in (self._copied or self._container.supported_codecs):
-            target = self._container.add_stream_from_template(track)
-            # Decoders want the packet before the first; Matroska has no place for it, but for Opus.
-            lead_in = codec == "opus" or self._copied == _CODECS[".mp4"][2]
-            self._sound = _copied_packets(source, track, target, origin, lead_in)
-        else:
-            layout = "mono" if track.codec_context.channels == 1 else "stereo"
-            target = self._container.add_stream(self._sound_encoder, rate=48_000, layout=layout)
-            self._sound = _encoded_packets(source, track, target, origin)
-
 
 def _ticks_per_s(rate: Fraction, time_base: Fraction | None) -> int:
     """Ticks that hold the frame rate and the usual time bases exactly; rather that of the times.
 
-    Above 10 million, a frame of minutes would not fit MP4's 32 bits.
+    Above a million, a frame of half an hour would not fit MP4's 32 bits.
     """
     own = 1 if time_base is None else time_base.denominator
     choices = [math.lcm(own, rate.numerator, 90_000)]
     if time_base is not None:
         choices += [math.lcm(own, 90_000), math.lcm(own, rate.numerator), own]
     fallback = rate.numerator * -(-90_000 // rate.numerator)
-    return next((ticks for ticks in choices if 1000 <= ticks <= 10_000_000), fallback)
+    return next((ticks for ticks in choices if 1000 <= ticks <= 1_000_000), fallback)
 
 
 def _video_span(path: Path) -> tuple[Fraction, Fraction | None]:
-    """Time stamp of a file's first video frame, and how long its video lasts, None if unknown."""
-    with open_container(path) as container:
-        stream = video_stream(container)
-        frame = None if stream is None else next(container.decode(stream), None)
-        if stream is None or frame is None or frame.pts is None:
-            return Fraction(0), None
-        if stream.duration:
-            return frame.pts * stream.time_base, stream.duration * stream.time_base
-        if clock := re.fullmatch(r"(\d+):(\d+):([\d.]+)", stream.metadata.get("DURATION", "")):
-            hours, minutes, seconds = (Fraction(part) for part in clock.groups())
-            return frame.pts * stream.time_base, 3600 * hours + 60 * minutes + seconds
-        return frame.pts * stream.time_base, None
-
-
-def _copied_packets(
-    source: Any, track: Any, target: Any, origin: Fraction, lead_in: bool
-) -> Iterator[Any]:
-    with source:
-        for packet in source.demux(track):
-            if packet.dts is None:
-                continue
-            shift = round(origin / packet.time_base)
-            packet.dts -= shift
-            packet.pts = packet.dts if packet.pts is None else packet.pts - shift
-            if packet.pts >= (-packet.duration if lead_in else 0):
-                packet.stream = target
-                yield packet
-
-
-def _encoded_packets(source: Any, track: Any, target: Any, origin: Fraction) -> Iterator[Any]:
-    with source:
-        for frame in source.decode(track):
-            frame.pts -= round(origin / frame.time_base)
-            if frame.pts >= 0:
-                yield from target.encode(frame)
-        yield from target.encode()
+    """Time stamps (s) of a file's first video frame and of its video's end, None: unknown."""
+    frames = ContainerFrames(path)
+    passing = iter(frames)
+    try:
+        _, start = next(passing)
+        return start or Fraction(0), stream_end(frames.container, frames.stream)
+    except VideoError:  # no picture: a file of sound
+        return Fraction(0), None
+    finally:
+        passing.close()  # type: ignore[attr-defined]  # a generator
