@@ -7,12 +7,13 @@ that their partner opens, and leave no trace.
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from fractions import Fraction
 from itertools import islice
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -24,6 +25,7 @@ from regen.evaluation.networks import Network, load_lpips
 from regen.evaluation.sheets import comparison
 from regen.latents import LatentVideo, StorageDtype, check_writable, round_latents, write_latents
 from regen.models.autoencoder import AutoencoderREGEN
+from regen.models.chunk_decoder import ChunkDecoder
 from regen.models.loading import Autoencoder
 from regen.video import (
     Rehearsed,
@@ -37,6 +39,7 @@ from regen.video import (
     video_to_frames,
 )
 
+Item = TypeVar("Item")
 Progress = Callable[[int], None]  # called with the number of frames just finished
 
 
@@ -130,34 +133,63 @@ def read_chunks(
 def encode_frames(model: Autoencoder, frames: np.ndarray) -> torch.Tensor:
     """uint8 `[n, H, W, 3]`, one chunk at most -> latents `[1, 8, 1 or 2, h, w]`."""
     video = frames_to_video(frames)[None].to(model.device)
-    return model.encode(video).latents
+    with fast_precision(model.device):
+        return model.encode(video).latents
 
 
-@torch.inference_mode()
-def decode_frames(
-    model: Autoencoder,
-    latents: torch.Tensor,
-    num_frames: int | None,
-    height: int,
-    width: int,
-    num_inference_steps: int,
-    generator: torch.Generator,
-    frame_times: Sequence[float] | None = None,
-) -> np.ndarray:
-    """Latents of one chunk `[1, 8, 1 or 2, h, w]` -> uint8 `[num_frames, H, W, 3]`.
+class FrameDecoder:
+    """Latents of a video, chunk after chunk, to frames of `height` x `width`."""
 
-    `frame_times`, in frames from the start of the chunk, may be given instead of `num_frames`.
-    """
-    sample = model.decode(
-        latents.to(model.device),
-        num_frames=num_frames,
-        frame_times=frame_times,
-        height=height,
-        width=width,
-        num_inference_steps=num_inference_steps,
-        generator=generator,
-    ).sample
-    return video_to_frames(sample[0])
+    def __init__(
+        self,
+        model: Autoencoder,
+        height: int,
+        width: int,
+        num_inference_steps: int = 1,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        self.model, self.height, self.width = model, height, width
+        self.chunks = None
+        if isinstance(model, AutoencoderREGEN):
+            self.chunks = ChunkDecoder(model, num_inference_steps, generator)
+
+    @torch.inference_mode()
+    def decode(
+        self,
+        index: int,
+        latents: torch.Tensor,
+        following: torch.Tensor | None,
+        frame_times: Sequence[float],
+    ) -> np.ndarray:
+        """Chunk `index`, latents `[1, 8, n, h, w]`, at its own times: uint8 `[F, H, W, 3]`.
+
+        `following`: the next chunk's latents, None where there is none. MAGVIT-v2 decodes frames
+        0 to F - 1.
+        """
+        device = self.model.device
+        with fast_precision(device):
+            if self.chunks is None:
+                sample = self.model.decode(latents.to(device), num_frames=len(frame_times)).sample
+            else:
+                after = None if following is None else following.to(device)
+                times = torch.tensor(frame_times, dtype=torch.float32)
+                sample = self.chunks.decode(index, latents.to(device), after, times)
+        return video_to_frames(sample[0, ..., : self.height, : self.width])
+
+
+def fast_precision(device: torch.device) -> torch.autocast:
+    """Products in bfloat16 where the processor multiplies it."""
+    is_fast = device.type != "cpu" or torch.cpu._is_avx512_bf16_supported()
+    return torch.autocast(device.type, torch.bfloat16, enabled=is_fast)
+
+
+def with_next(items: Iterable[Item]) -> Iterator[tuple[Item, Item | None]]:
+    """Each item with the one after it; the last with None."""
+    last: list[Item] = []
+    for item in items:
+        yield from ((one, item) for one in last)
+        last = [item]
+    yield from ((one, None) for one in last)
 
 
 def _resize(frames: np.ndarray, short_side: int | None) -> np.ndarray:
@@ -226,11 +258,15 @@ def reconstruct_file(
         height, width = resized(reader.info.height, reader.info.width, short_side)
         report = Report(height, width)
         with _video_outputs(reader.info, output, compare, short_side) as writers:
-            for frames, times in read_chunks(reader, model.geometry.chunk_length, short_side):
-                latents = round_latents(encode_frames(model, frames)[0], storage)[None]
-                reconstruction = decode_frames(
-                    model, latents, len(frames), height, width, num_inference_steps, generator
-                )
+            decoder = FrameDecoder(model, height, width, num_inference_steps, generator)
+            chunks = read_chunks(reader, model.geometry.chunk_length, short_side)
+            encoded = (
+                (frames, times, round_latents(encode_frames(model, frames)[0], storage)[None])
+                for frames, times in chunks
+            )
+            for index, ((frames, times, latents), after) in enumerate(with_next(encoded)):
+                following = None if after is None else after[2]
+                reconstruction = decoder.decode(index, latents, following, range(len(frames)))
                 report.count(len(frames), latents)
                 report.measure(frames, reconstruction, lpips)
                 report.num_decoded += len(frames)
@@ -425,23 +461,17 @@ def decode_file(
         _at_ratio_of(video, model) as geometry,
         _decoded_output(video, output, audio_from, grid) as writer,
     ):
+        decoder = FrameDecoder(model, video.height, video.width, num_inference_steps, generator)
         for index, size in enumerate(geometry.chunk_sizes(video.num_frames)):
             latents = video.latents[None, :, 2 * index : 2 * index + 2]
             report.count(size, latents)
             moments = grid.chunk(index, video.num_frames, geometry)
+            following = video.latents[None, :, 2 * index + 2 : 2 * index + 3]
             # As many together as in a chunk: what the model does, and memory stays bounded.
-            for place in range(0, len(moments), geometry.chunk_length):
-                group = moments[place : place + geometry.chunk_length]
-                frames = decode_frames(
-                    model,
-                    latents,
-                    None,
-                    video.height,
-                    video.width,
-                    num_inference_steps,
-                    generator,
-                    frame_times=[float(moment - index * geometry.chunk_length) for moment in group],
-                )
+            for offset in range(0, len(moments), geometry.chunk_length):
+                group = moments[offset : offset + geometry.chunk_length]
+                times = [float(moment - index * geometry.chunk_length) for moment in group]
+                frames = decoder.decode(index, latents, following, times)
                 _write(writer, frames, [_time_at(video.times, moment) for moment in group])
                 report.num_decoded += len(group)
                 if progress:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from regen.codec import decode_frames, encode_frames
+from regen.codec import encode_frames
 from regen.evaluation.metrics import psnr
 from regen.evaluation.protocols import media_in
 from regen.evaluation.sheets import time_slices
@@ -20,6 +20,7 @@ from regen.reproduction.measuring import (
     Measured,
     Record,
     compare,
+    decode_frames,
     draw,
     find_clips,
     means,
@@ -95,8 +96,7 @@ def _decode(
     model: AutoencoderREGEN, latents: torch.Tensor, frames: np.ndarray, times: Sequence[float]
 ) -> np.ndarray:
     """One step, at `times`, in the size of `frames`."""
-    generator, (height, width) = torch.Generator().manual_seed(0), frames.shape[1:3]
-    return decode_frames(model, latents, None, height, width, 1, generator, times)
+    return decode_frames(model, latents, frames, frame_times=times)
 
 
 def _plain_and_extended(
@@ -106,8 +106,7 @@ def _plain_and_extended(
     latents = torch.cat(
         [encode_frames(model, chunk) for chunk in np.split(frames, len(frames) // CHUNK)], dim=2
     )
-    generator, (height, width) = torch.Generator().manual_seed(0), frames.shape[1:3]
-    plain = decode_frames(model, latents, len(frames), height, width, steps, generator)
+    plain = decode_frames(model, latents, frames, steps)
     extended = decode_extended(model, latents, steps, torch.Generator().manual_seed(0))
     return {"plain": plain, "extended": video_to_frames(extended[0])}
 

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from regen.codec import decode_frames, encode_frames
+from regen.codec import encode_frames
 from regen.data.finding import find_items
 from regen.evaluation.frechet import frechet_distance
 from regen.evaluation.measure import features_of, measure
@@ -26,7 +26,7 @@ from regen.models.loading import Autoencoder, find_device
 from regen.reproduction.config import ReproduceConfig
 from regen.reproduction.tables import spread
 from regen.reproduction.training import Trained
-from regen.video import VIDEO_SUFFIXES, read_prepared
+from regen.video import VIDEO_SUFFIXES, read_prepared, video_to_frames
 
 NUM_PICTURED = 4  # clips
 EQUAL_TIME = 1.25  # largest ratio of two trainings' wall minutes that no note is made of
@@ -212,14 +212,33 @@ def reconstruction(
 
 def reconstruct(model: Autoencoder, frames: np.ndarray, steps: int = 1) -> np.ndarray:
     """uint8 `[T, H, W, 3]` -> the same, chunk by chunk."""
-    generator, rebuilt = torch.Generator().manual_seed(0), []
-    length = model.geometry.chunk_length
+    rebuilt, length = [], model.geometry.chunk_length
     for start in range(0, len(frames), length):
         chunk = frames[start : start + length]
-        latents = encode_frames(model, chunk)
-        num_frames, height, width = chunk.shape[:3]
-        rebuilt.append(decode_frames(model, latents, num_frames, height, width, steps, generator))
+        rebuilt.append(decode_frames(model, encode_frames(model, chunk), chunk, steps))
     return np.concatenate(rebuilt)
+
+
+@torch.inference_mode()
+def decode_frames(
+    model: Autoencoder,
+    latents: torch.Tensor,
+    source: np.ndarray,
+    steps: int = 1,
+    frame_times: Sequence[float] | None = None,
+) -> np.ndarray:
+    """`latents` in the size of `source` `[T, H, W, 3]`, at its frames or at `frame_times`."""
+    num_frames, (height, width) = len(source), source.shape[1:3]
+    sample = model.decode(
+        latents,
+        num_frames=num_frames if frame_times is None else None,
+        frame_times=frame_times,
+        height=height,
+        width=width,
+        num_inference_steps=steps,
+        generator=torch.Generator().manual_seed(0),
+    ).sample
+    return video_to_frames(sample[0])
 
 
 # -- pictures -------------------------------------------------------------------------------------
