@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from fractions import Fraction
-from itertools import islice
+from itertools import chain, islice, pairwise
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +23,7 @@ from regen.evaluation.metrics import psnr, ssim
 from regen.evaluation.networks import Network, load_lpips
 from regen.evaluation.sheets import comparison
 from regen.latents import LatentVideo, StorageDtype, check_writable, round_latents, write_latents
-from regen.models.autoencoder import AutoencoderREGEN
+from regen.models.autoencoder import AutoencoderREGEN, ChunkDecoder
 from regen.models.loading import Autoencoder
 from regen.video import (
     Rehearsed,
@@ -159,6 +159,15 @@ def decode_frames(
     return video_to_frames(sample[0])
 
 
+@torch.inference_mode()
+def decode_chunk(
+    decoder: ChunkDecoder, index: int, frame_times: Sequence[float], height: int, width: int
+) -> np.ndarray:
+    """Chunk `index` at `frame_times`, in frames from its start: uint8 `[F, H, W, 3]`."""
+    sample = decoder.decode(index, torch.tensor(frame_times))
+    return video_to_frames(sample[0, ..., :height, :width].clamp(-1, 1))
+
+
 def _resize(frames: np.ndarray, short_side: int | None) -> np.ndarray:
     """`[n, H, W, 3]` to the size that `resized` says; bicubic, antialiased."""
     size = resized(frames.shape[1], frames.shape[2], short_side)
@@ -218,11 +227,10 @@ def reconstruct_file(
         height, width = resized(reader.info.height, reader.info.width, short_side)
         report = Report(height, width)
         with _video_outputs(reader.info, output, compare, short_side) as writers:
-            for frames, times in read_chunks(reader, model.geometry.chunk_length, short_side):
-                latents = round_latents(encode_frames(model, frames)[0], storage)[None]
-                reconstruction = decode_frames(
-                    model, latents, len(frames), height, width, num_inference_steps, generator
-                )
+            chunks = read_chunks(reader, model.geometry.chunk_length, short_side)
+            for frames, times, latents, reconstruction in _reconstruct_chunks(
+                model, chunks, num_inference_steps, generator, storage
+            ):
                 report.count(len(frames), latents)
                 report.measure(frames, reconstruction, lpips)
                 report.num_decoded += len(frames)
@@ -410,29 +418,57 @@ def decode_file(
         _at_ratio_of(video, model) as geometry,
         _decoded_output(video, output, audio_from, grid) as writer,
     ):
+        decoder = ChunkDecoder(model, num_inference_steps, generator)
+        chunks = video.latents[None].split(2, dim=2)
+        decoder.add(chunks[0].to(model.device))
         for index, size in enumerate(geometry.chunk_sizes(video.num_frames)):
-            latents = video.latents[None, :, 2 * index : 2 * index + 2]
-            report.count(size, latents)
+            report.count(size, chunks[index])
+            for later in chunks[index + 1 : index + 2]:
+                decoder.add(later.to(model.device))
             moments = grid.chunk(index, video.num_frames, geometry)
             # As many together as in a chunk: what the model does, and memory stays bounded.
             for place in range(0, len(moments), geometry.chunk_length):
                 group = moments[place : place + geometry.chunk_length]
-                frames = decode_frames(
-                    model,
-                    latents,
-                    None,
-                    video.height,
-                    video.width,
-                    num_inference_steps,
-                    generator,
-                    frame_times=[float(moment - index * geometry.chunk_length) for moment in group],
-                )
+                local_times = [float(moment - index * geometry.chunk_length) for moment in group]
+                frames = decode_chunk(decoder, index, local_times, video.height, video.width)
                 _write(writer, frames, [_time_at(video.times, moment) for moment in group])
                 report.num_decoded += len(group)
                 if progress:
                     progress(len(group))
     report.elapsed_s = time.perf_counter() - start
     return report
+
+
+def _reconstruct_chunks(
+    model: Autoencoder,
+    chunks: Iterator[tuple[np.ndarray, list[Fraction]]],
+    num_inference_steps: int,
+    generator: torch.Generator,
+    storage: StorageDtype,
+) -> Iterator[tuple[np.ndarray, list[Fraction], torch.Tensor, np.ndarray]]:
+    """Frames, times, latents and reconstruction of each chunk, decoded once the next is encoded."""
+    encoded = (
+        (frames, times, round_latents(encode_frames(model, frames)[0], storage)[None])
+        for frames, times in chunks
+    )
+    decoder = None
+    if isinstance(model, AutoencoderREGEN):
+        decoder = ChunkDecoder(model, num_inference_steps, generator)
+    for index, (chunk, later) in enumerate(pairwise(chain(encoded, [None]))):
+        assert chunk is not None
+        frames, times, latents = chunk
+        size = frames.shape[1:3]
+        if decoder is None:
+            again = decode_frames(
+                model, latents, len(frames), *size, num_inference_steps, generator
+            )
+        else:
+            if index == 0:
+                decoder.add(latents.to(model.device))
+            if later is not None:
+                decoder.add(later[2].to(model.device))
+            again = decode_chunk(decoder, index, range(len(frames)), *size)
+        yield frames, times, latents, again
 
 
 @contextmanager

@@ -404,15 +404,13 @@ class AutoencoderREGEN(ModelMixin, AutoencoderMixin, ConfigMixin, LatentStatisti
         `num_inference_steps`: Euler steps, 1 is a single forward pass. Raises ValueError for what
         cannot be decoded.
         """
-        times, height, width = self._check_decode(
-            latents, num_frames, frame_times, height, width, num_inference_steps
-        )
-        raw_latents = self.denormalize_latents(latents).to(self.dtype)
+        times, height, width = self._check_decode(latents, num_frames, frame_times, height, width)
         chunk_index, local_times = self.geometry.locate(times, latents.shape[2])
         video = latents.new_empty(
             (latents.shape[0], 3, len(times), height, width), dtype=torch.float32
         )
-        decoder = ChunkDecoder(self, raw_latents, num_inference_steps, generator)
+        decoder = ChunkDecoder(self, num_inference_steps, generator)
+        decoder.add(latents)
         for index in chunk_index.unique().tolist():
             wanted = (chunk_index == index).nonzero()[:, 0]
             # Choice: at most k + 1 frames are generated together; more times make more groups. The
@@ -429,11 +427,8 @@ class AutoencoderREGEN(ModelMixin, AutoencoderMixin, ConfigMixin, LatentStatisti
         frame_times: torch.Tensor | Sequence[float] | None,
         height: int | None,
         width: int | None,
-        num_inference_steps: int,
     ) -> tuple[torch.Tensor, int, int]:
         height, width = check_latents(latents, self.config.latent_channels, height, width)
-        if num_inference_steps < 1:
-            raise ValueError(f"num_inference_steps is at least 1, got {num_inference_steps}")
         if frame_times is not None:
             if num_frames is not None:
                 raise ValueError("give num_frames or frame_times, not both")
@@ -485,49 +480,63 @@ class AutoencoderREGEN(ModelMixin, AutoencoderMixin, ConfigMixin, LatentStatisti
 
 
 class ChunkDecoder:
-    """Decodes the chunks of raw latents `[B, 8, n, h, w]` at any times of each.
+    """Decodes the chunks of a video, in their order, at any times of each.
 
-    Keeps the first frames of two neighbouring chunks, as the later frames are drawn from both.
+    `add` takes their latents, of one chunk or of many; a chunk's later frames are drawn also from
+    the first frame of the next one, where that has been added. What is before the chunk last asked
+    for is forgotten.
     """
 
     def __init__(
         self,
         model: AutoencoderREGEN,
-        raw_latents: torch.Tensor,
         num_inference_steps: int,
         generator: torch.Generator | None,
     ) -> None:
-        self.model, self.generator = model, generator
-        self.steps = num_inference_steps
-        rows, columns = raw_latents.shape[-2:]
-        window = model.config.attention_window or 1
-        padding = (0, -columns % window, 0, -rows % window, 0, 0)
-        self.latents = F.pad(raw_latents, padding, mode="replicate")
-        self.firsts: dict[int, torch.Tensor] = {}  # [B, 3, H, W] of the chunks last asked for
-        self.noises: dict[int, torch.Tensor] = {}
+        if num_inference_steps < 1:
+            raise ValueError(f"num_inference_steps is at least 1, got {num_inference_steps}")
+        self.model, self.steps, self.generator = model, num_inference_steps, generator
+        self.num_chunks = 0  # added so far
+        self.latents: dict[int, torch.Tensor] = {}  # raw, `[B, 8, 1 or 2, h', w']`
+        self.noises: dict[int, torch.Tensor] = {}  # `[B, 3, 1, H, W]`, of models that move content
+        self.firsts: dict[int, torch.Tensor] = {}  # `[B, 3, H, W]`
 
-    @property
-    def num_chunks(self) -> int:
-        return -(-self.latents.shape[2] // 2)
+    def add(self, latents: torch.Tensor) -> None:
+        """The next chunks, normalised latents `[B, 8, n, h, w]`; n is odd for the last ones only.
+
+        The noise of their first frames is drawn here, so that it is that of the whole video. Raises
+        ValueError for latents that cannot be decoded.
+        """
+        check_latents(latents, self.model.config.latent_channels)
+        rows, columns = latents.shape[-2:]
+        window = self.model.config.attention_window or 1
+        padding = (0, -columns % window, 0, -rows % window, 0, 0)
+        raw_latents = self.model.denormalize_latents(latents).to(self.model.dtype)
+        for chunk in F.pad(raw_latents, padding, mode="replicate").split(2, dim=2):
+            self.latents[self.num_chunks] = chunk
+            if self.model.linear is not None:
+                self.noises[self.num_chunks] = self._noise(chunk, 1)
+            self.num_chunks += 1
 
     def decode(self, index: int, frame_times: torch.Tensor) -> torch.Tensor:
         """Chunk `index` at `frame_times` `[F]` of its own: `[B, 3, F, 8 h', 8 w']`, float32.
 
         h', w' are h and w rounded up to the attention window.
         """
-        latents = self.latents[:, :, 2 * index : 2 * index + 2]
+        for kept in (self.latents, self.noises, self.firsts):
+            for passed in [key for key in kept if key < index]:
+                del kept[passed]
+        latents = self.latents[index]
         times = frame_times.to(latents.device, torch.float32).expand(len(latents), -1)
         if self.model.linear is None:
             return self._decode_plain(self.model.fill_motion(latents), times)
         first = self._first(index)
         is_first = frame_times == 0
+        video = first[:, :, None].repeat(1, 1, len(frame_times), 1, 1)
         if latents.shape[2] == 1 or is_first.all():
             # Choice: an image does not move. At other times than 0 it is what it is.
-            return first[:, :, None].expand(-1, -1, len(frame_times), -1, -1)
-        has_next = index + 1 < self.num_chunks
-        following = self._first(index + 1) if has_next else None
-        self.firsts = {key: one for key, one in self.firsts.items() if key >= index}
-        video = first[:, :, None].repeat(1, 1, len(frame_times), 1, 1)
+            return video
+        following = self._first(index + 1) if index + 1 in self.latents else None
         video[:, :, ~is_first] = self._later(
             first, following, latents, times[:, ~is_first], self.noises[index]
         )
@@ -535,12 +544,10 @@ class ChunkDecoder:
 
     def _first(self, index: int) -> torch.Tensor:
         if index not in self.firsts:
-            content = self.latents[:, :, 2 * index]
-            noise = self._noise(1)
-            self.noises[index] = noise[:, :, 0]
+            content = self.latents[index][:, :, 0]
             sample = euler_sample(
                 lambda noisy, t: self.model.predict_first(noisy, t, content),
-                noise,
+                self.noises[index],
                 self.steps,
                 open_timestep=OPEN_TIMESTEP,
             )
@@ -561,7 +568,7 @@ class ChunkDecoder:
         # Choice: the noise of all frames of a chunk is one picture's.
         return euler_sample(
             lambda noisy, t: model.predict_later(noisy, t, latents, times, *sources, has_next),
-            noise[:, :, None].expand(-1, -1, times.shape[1], -1, -1),
+            noise.expand(-1, -1, times.shape[1], -1, -1),
             self.steps,
             open_timestep=OPEN_TIMESTEP,
         )
@@ -574,13 +581,16 @@ class ChunkDecoder:
             return predicted_sample(output, noisy, timestep, kind)
 
         start = EPSILON_MAX_TIMESTEP if kind == "epsilon" else 1.0
-        return euler_sample(denoise, self._noise(times.shape[1]), self.steps, start)
+        return euler_sample(denoise, self._noise(latents, times.shape[1]), self.steps, start)
 
-    def _noise(self, num_frames: int) -> torch.Tensor:
-        batch, _, _, rows, columns = self.latents.shape
-        shape = (batch, 3, num_frames, PATCH * rows, PATCH * columns)
-        device = self.latents.device
-        return randn_tensor(shape, generator=self.generator, device=device, dtype=torch.float32)
+    def _noise(self, latents: torch.Tensor, num_frames: int) -> torch.Tensor:
+        rows, columns = latents.shape[-2:]
+        return randn_tensor(
+            (len(latents), 3, num_frames, PATCH * rows, PATCH * columns),
+            generator=self.generator,
+            device=latents.device,
+            dtype=torch.float32,
+        )
 
 
 def _precondition(
