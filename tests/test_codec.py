@@ -16,6 +16,7 @@ from regen.codec import (
     FrameGrid,
     compare_path,
     decode_file,
+    decode_chunk,
     decode_frames,
     encode_file,
     encode_frames,
@@ -284,9 +285,9 @@ def test_interrupt_leaves_nothing(tmp_path, small_model, monkeypatch):
         calls.append(1)
         if len(calls) % 2 == 0:
             raise KeyboardInterrupt
-        return decode_frames(*arguments, **options)
+        return decode_chunk(*arguments, **options)
 
-    monkeypatch.setattr(codec, "decode_frames", interrupted)
+    monkeypatch.setattr(codec, "decode_chunk", interrupted)
     with pytest.raises(KeyboardInterrupt):
         reconstruct_file(small_model, source, tmp_path / "out.mkv", compare=True)
     with pytest.raises(KeyboardInterrupt):

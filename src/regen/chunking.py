@@ -82,4 +82,5 @@ def stretch(chunk: torch.Tensor, num_frames: int) -> torch.Tensor:
     times = torch.linspace(0, size - 1, num_frames, device=chunk.device)
     frames = torch.arange(size, device=chunk.device)
     weights = (1 - (times[:, None] - frames).abs()).clamp_min(0).to(chunk.dtype)  # [num_frames, n]
-    return (weights @ chunk.flatten(3)).unflatten(3, chunk.shape[3:])
+    with torch.autocast(chunk.device.type, enabled=False):
+        return (weights @ chunk.flatten(3)).unflatten(3, chunk.shape[3:])

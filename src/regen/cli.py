@@ -37,9 +37,9 @@ BYTES_PER_VALUE = {"float32": 4, "bfloat16": 2, "int8": 1}
 class ModelOptions:
     """Which model, and where it runs."""
 
-    model: str = "tiny-8x8x8"
+    model: str = "natural"
     """Name of embedded weights, a folder with config.json, or a hub id (owner/name). NAME@RATIO
-    compresses less in time: tiny-8x8x32@8 in chunks of 9 frames, not 33."""
+    compresses less in time: natural@8 in chunks of 9 frames, not 33."""
     device: str = "auto"
     """auto takes a GPU where there is one; or cpu, cuda, cuda:1, mps."""
     dtype: Literal["float32", "bfloat16"] = "float32"
@@ -258,7 +258,7 @@ class Decode(ModelOptions):
 class Info:
     """Describe a video, a latent file, a model or a preset.
 
-    Example: regen info clip.mp4; regen info tiny-8x8x8; regen info regen_32x
+    Example: regen info clip.mp4; regen info natural; regen info regen_32x
     """
 
     what: tyro.conf.Positional[str]
@@ -489,7 +489,7 @@ class Shard:
 class Evaluate(EvaluateConfig):
     """Measure REGEN models, other embedders and codecs on clips: results.json and report.html.
 
-    Example: regen evaluate --data clips --model tiny-8x8x8 --steps 1 8 --output runs/evaluation
+    Example: regen evaluate --data clips --model natural --steps 1 8 --output runs/evaluation
     """
 
     def run(self) -> None:
@@ -556,7 +556,7 @@ class Cache:
     ]
     """IN: folders, manifests (.csv, .jsonl, .parquet) and shards (.tar), as regen train takes them.
     OUT: folder for shard-000000.safetensors, ... and dataset.json."""
-    model: str = "tiny-8x8x8"
+    model: str = "natural"
     """Embedder: an embedded model, a folder, or a hub id; NAME@RATIO as for regen reconstruct."""
     text_encoder: str | None = None
     """Folder or hub id of an encoder of transformers; by default all-MiniLM-L6-v2."""

@@ -24,7 +24,7 @@ from regen.evaluation.metrics import psnr, ssim
 from regen.evaluation.networks import Network, load_lpips
 from regen.evaluation.sheets import comparison
 from regen.latents import LatentVideo, StorageDtype, check_writable, round_latents, write_latents
-from regen.models.autoencoder import AutoencoderREGEN
+from regen.models.autoencoder import AutoencoderREGEN, check_latents
 from regen.models.chunk_decoder import ChunkDecoder
 from regen.models.loading import Autoencoder
 from regen.video import (
@@ -167,6 +167,7 @@ class FrameDecoder:
         0 to F - 1.
         """
         device = self.model.device
+        check_latents(latents, self.model.config["latent_channels"])
         with fast_precision(device):
             if self.chunks is None:
                 sample = self.model.decode(latents.to(device), num_frames=len(frame_times)).sample
@@ -463,8 +464,9 @@ def decode_file(
     ):
         decoder = FrameDecoder(model, video.height, video.width, num_inference_steps, generator)
         for index, size in enumerate(geometry.chunk_sizes(video.num_frames)):
-            latents = video.latents[None, :, 2 * index : 2 * index + 2]
-            report.count(size, latents)
+            report.count(size, chunks[index])
+            for later in chunks[index + 1 : index + 2]:
+                decoder.add(later.to(model.device))
             moments = grid.chunk(index, video.num_frames, geometry)
             following = video.latents[None, :, 2 * index + 2 : 2 * index + 3]
             # As many together as in a chunk: what the model does, and memory stays bounded.

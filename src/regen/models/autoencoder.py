@@ -394,9 +394,7 @@ class AutoencoderREGEN(ModelMixin, AutoencoderMixin, ConfigMixin, LatentStatisti
         `num_inference_steps`: Euler steps, 1 is a single forward pass. Raises ValueError for what
         cannot be decoded.
         """
-        times, height, width = self._check_decode(
-            latents, num_frames, frame_times, height, width, num_inference_steps
-        )
+        times, height, width = self._check_decode(latents, num_frames, frame_times, height, width)
         chunk_index, local_times = self.geometry.locate(times, latents.shape[2])
         video = latents.new_empty(
             (latents.shape[0], 3, len(times), height, width), dtype=torch.float32
@@ -420,11 +418,8 @@ class AutoencoderREGEN(ModelMixin, AutoencoderMixin, ConfigMixin, LatentStatisti
         frame_times: torch.Tensor | Sequence[float] | None,
         height: int | None,
         width: int | None,
-        num_inference_steps: int,
     ) -> tuple[torch.Tensor, int, int]:
         height, width = check_latents(latents, self.config.latent_channels, height, width)
-        if num_inference_steps < 1:
-            raise ValueError(f"num_inference_steps is at least 1, got {num_inference_steps}")
         if frame_times is not None:
             if num_frames is not None:
                 raise ValueError("give num_frames or frame_times, not both")

@@ -30,6 +30,8 @@ class ChunkDecoder:
         num_inference_steps: int = 1,
         generator: torch.Generator | None = None,
     ) -> None:
+        if num_inference_steps < 1:
+            raise ValueError(f"num_inference_steps is at least 1, got {num_inference_steps}")
         self.model, self.num_inference_steps = model, num_inference_steps
         device = "cpu" if generator is None else generator.device
         self.seed = int(torch.randint(2**62, (), generator=generator, device=device))

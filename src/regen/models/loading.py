@@ -17,7 +17,7 @@ from regen.models.autoencoder import AutoencoderREGEN
 from regen.models.magvit import AutoencoderMAGVITv2
 from regen.models.presets import MAGVIT_PRESETS, PRESETS
 
-DEFAULT_MODEL = "tiny-8x8x8"
+DEFAULT_MODEL = "natural"
 Autoencoder = AutoencoderREGEN | AutoencoderMAGVITv2
 CLASSES: dict[str, type[Autoencoder]] = {
     one.__name__: one for one in (AutoencoderREGEN, AutoencoderMAGVITv2)
@@ -124,7 +124,7 @@ def _split_ratio(model: str) -> tuple[str, int | None]:
     if not mark or Path(model).is_dir():
         return model, None
     if not ratio.isdecimal():
-        raise ValueError(f"{model}: after the @ comes a ratio in time, as in tiny-8x8x32@8")
+        raise ValueError(f"{model}: after the @ comes a ratio in time, as in natural@8")
     return name, int(ratio)
 
 

@@ -17,6 +17,8 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange
 
+from regen.models.patches import in_float32
+
 MOTION_CHANNELS = 4  # of z_m
 NUM_TERMS = 8  # in time
 GRID = 16  # pixels
@@ -45,10 +47,11 @@ def displacement(
     All in pixels, x before y; `ratio` is the number of frames that the basis spans, `cell` the side
     of a cell of the grid.
     """
-    terms = interpolate(motion.float(), cell)
-    basis = motion_basis(frame_times, ratio, motion.shape[1] // 2)
-    field = basis[:, None] @ rearrange(terms, "b (j d) h w -> b d j (h w)", d=2)
-    return field.unflatten(3, terms.shape[-2:])
+    with in_float32(motion):
+        terms = interpolate(motion.float(), cell)
+        basis = motion_basis(frame_times, ratio, motion.shape[1] // 2)
+        field = basis[:, None] @ rearrange(terms, "b (j d) h w -> b d j (h w)", d=2)
+        return field.unflatten(3, terms.shape[-2:])
 
 
 def interpolate(maps: torch.Tensor, cell: int) -> torch.Tensor:

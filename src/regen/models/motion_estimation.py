@@ -21,6 +21,7 @@ from regen.models.motion import (
     motion_basis,
     warp,
 )
+from regen.models.patches import in_float32
 
 # Choice: motion is searched up to 96 pixels from the first frame to the last, along x and along y.
 # Search costs as the square of its range.
@@ -50,24 +51,25 @@ def estimate_motion(chunk: torch.Tensor) -> torch.Tensor:
     The search sees colour: grass and fur of one grey are not each other. The steps see grey, which
     is a third of the work, and end near where they began.
     """
-    padding = (0, -chunk.shape[-1] % GRID, 0, -chunk.shape[-2] % GRID)
-    chunk = F.pad(chunk.float(), (*padding, 0, 0), mode="replicate")
-    ratio = chunk.shape[2] - 1
-    grey = chunk.mean(dim=1)  # [B, n, H, W]
-    spread = {math.ceil(ratio * index / NUM_SEARCHED) for index in range(1, NUM_SEARCHED + 1)}
-    some = torch.tensor(sorted(spread), device=chunk.device)
-    every = torch.arange(1, ratio + 1, device=chunk.device)
-    motion = _search(chunk[:, :, 0], chunk[:, :, some], some.expand(len(chunk), -1), ratio)
-    motion = F.avg_pool2d(motion, GRID // BLOCK)
-    motion = F.pad(motion, (0, 0, 0, 0, 0, 2 * NUM_TERMS - motion.shape[1]))
-    for scale, num_iterations, window, is_all in REFINEMENTS:
-        frames = every if is_all else some
-        basis = motion_basis(frames.expand(len(chunk), -1), ratio, NUM_TERMS)
-        num_iterations *= 2 if chunk.shape[2] > LONG_CHUNK else 1
-        motion = _refine(
-            motion, grey[:, :1], grey[:, frames], basis, scale, num_iterations, window, GRID
-        )
-    return motion
+    with in_float32(chunk):
+        padding = (0, -chunk.shape[-1] % GRID, 0, -chunk.shape[-2] % GRID)
+        chunk = F.pad(chunk.float(), (*padding, 0, 0), mode="replicate")
+        ratio = chunk.shape[2] - 1
+        grey = chunk.mean(dim=1)  # [B, n, H, W]
+        spread = {math.ceil(ratio * index / NUM_SEARCHED) for index in range(1, NUM_SEARCHED + 1)}
+        some = torch.tensor(sorted(spread), device=chunk.device)
+        every = torch.arange(1, ratio + 1, device=chunk.device)
+        motion = _search(chunk[:, :, 0], chunk[:, :, some], some.expand(len(chunk), -1), ratio)
+        motion = F.avg_pool2d(motion, GRID // BLOCK)
+        motion = F.pad(motion, (0, 0, 0, 0, 0, 2 * NUM_TERMS - motion.shape[1]))
+        for scale, num_iterations, window, is_all in REFINEMENTS:
+            frames = every if is_all else some
+            basis = motion_basis(frames.expand(len(chunk), -1), ratio, NUM_TERMS)
+            num_iterations *= 2 if chunk.shape[2] > LONG_CHUNK else 1
+            motion = _refine(
+                motion, grey[:, :1], grey[:, frames], basis, scale, num_iterations, window, GRID
+            )
+        return motion
 
 
 @torch.compiler.disable
@@ -80,17 +82,20 @@ def motion_to_next(
     `first`, `following` `[B, 3, H, W]`; the steps begin at the chunk's `motion` `[B, 16, m, n]`,
     whose basis spans `ratio` frames, at `time` frames.
     """
-    height, width = first.shape[-2:]
-    padding = (0, -width % GRID, 0, -height % GRID)
-    first, following = (F.pad(one.float(), padding, mode="replicate") for one in (first, following))
-    times = torch.full((len(first), 1), time, device=first.device)
-    field = displacement(motion, times, ratio)[:, :, 0]
-    field = F.avg_pool2d(field, NEXT_CELL)
-    basis = torch.ones(len(first), 1, 1, device=first.device)
-    grey, target = (one.mean(dim=1, keepdim=True) for one in (first, following))
-    for scale, num_iterations, window in NEXT_REFINEMENTS:
-        field = _refine(field, grey, target, basis, scale, num_iterations, window, NEXT_CELL)
-    return field
+    with in_float32(first):
+        height, width = first.shape[-2:]
+        padding = (0, -width % GRID, 0, -height % GRID)
+        first, following = (
+            F.pad(one.float(), padding, mode="replicate") for one in (first, following)
+        )
+        times = torch.full((len(first), 1), time, device=first.device)
+        field = displacement(motion, times, ratio)[:, :, 0]
+        field = F.avg_pool2d(field, NEXT_CELL)
+        basis = torch.ones(len(first), 1, 1, device=first.device)
+        grey, target = (one.mean(dim=1, keepdim=True) for one in (first, following))
+        for scale, num_iterations, window in NEXT_REFINEMENTS:
+            field = _refine(field, grey, target, basis, scale, num_iterations, window, NEXT_CELL)
+        return field
 
 
 def _shrink(pictures: torch.Tensor, scale: int) -> torch.Tensor:
