@@ -375,7 +375,7 @@ def test_interrupt_in_process(run, place, small_model_folder, monkeypatch):
     def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(codec, "decode_chunk", interrupted)
+    monkeypatch.setattr(codec.FrameDecoder, "decode", interrupted)
     before = contents(place)
     arguments = ["reconstruct", "clip.mkv", "old.mkv", "--compare", "--model", small_model_folder]
     assert run(*arguments) == (130, "", "regen: interrupted\n")

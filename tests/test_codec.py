@@ -10,14 +10,12 @@ import pytest
 import torch
 from PIL import Image
 
-import regen.codec as codec
 from regen.chunking import ChunkGeometry
 from regen.codec import (
+    FrameDecoder,
     FrameGrid,
     compare_path,
     decode_file,
-    decode_chunk,
-    decode_frames,
     encode_file,
     encode_frames,
     reconstruct_file,
@@ -285,9 +283,10 @@ def test_interrupt_leaves_nothing(tmp_path, small_model, monkeypatch):
         calls.append(1)
         if len(calls) % 2 == 0:
             raise KeyboardInterrupt
-        return decode_chunk(*arguments, **options)
+        return decode(*arguments, **options)
 
-    monkeypatch.setattr(codec, "decode_chunk", interrupted)
+    decode = FrameDecoder.decode
+    monkeypatch.setattr(FrameDecoder, "decode", interrupted)
     with pytest.raises(KeyboardInterrupt):
         reconstruct_file(small_model, source, tmp_path / "out.mkv", compare=True)
     with pytest.raises(KeyboardInterrupt):
@@ -375,6 +374,5 @@ def test_one_chunk_at_a_time(small_model):
     frames = moving_frames(9)
     latents = encode_frames(small_model, frames)
     assert latents.shape == (1, 8, 2, 2, 3)
-    generator = torch.Generator().manual_seed(0)
-    out = decode_frames(small_model, latents, 9, H, W, 1, generator)
+    out = FrameDecoder(small_model, H, W).decode(0, latents, None, range(9))
     assert np.array_equal(out, in_memory(small_model, frames))

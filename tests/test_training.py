@@ -18,6 +18,9 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from PIL import Image
+from regen.models.picture import PictureCodec
+from regen.training.picture_stage import init_picture, train_picture
+from regen.training.shortcut_init import init_shortcuts
 from safetensors.torch import load_file
 from small_train import TEST_PRESET
 from test_data import written_by_another
@@ -29,7 +32,6 @@ from regen.models import autoencoder, shortcut
 from regen.models.autoencoder import AutoencoderREGEN
 from regen.models.loading import load_model
 from regen.models.motion import warp
-from regen.models.picture import PictureCodec
 from regen.training import loop, picture_stage
 from regen.training import start as start_module
 from regen.training.config import TrainConfig, check_run_config, write_run_config
@@ -41,10 +43,8 @@ from regen.training.objective import (
     draw_timesteps,
 )
 from regen.training.optimizer import learning_rate_factor, make_optimizer
-from regen.training.picture_stage import init_picture, train_picture
 from regen.training.records import drop_records_after
 from regen.training.run import step_seed
-from regen.training.shortcut_init import init_shortcuts
 from regen.training.start import train
 from regen.training.stopping import StopSignals
 from regen.training.validation import validate, validation_chunks
