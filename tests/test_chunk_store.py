@@ -1,4 +1,4 @@
-"""Chunks on disk: filled in pieces, mirrored with their motion; the objective that learns of them."""
+"""Chunks on disk: filled in pieces, mirrored with their motion; what learns from them."""
 
 import shutil
 from collections.abc import Iterator
@@ -212,4 +212,4 @@ def test_draws_of_the_objective(store: ChunkStore) -> None:
     # 600 and 300 draws: standard deviations 2 and 3 %; four of them.
     assert abs((every == 1).float().mean() - 0.4) < 0.08 and abs(without / 300 - 0.35) < 0.11
     rest = every[every < 1]
-    assert 0 < rest.min() and rest.max() < 0.31 and rest.median() < 0.15
+    assert rest.min() > 0 and rest.max() < 0.31 and rest.median() < 0.15
