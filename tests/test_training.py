@@ -29,7 +29,6 @@ from regen.models.autoencoder import AutoencoderREGEN
 from regen.models.loading import load_model
 from regen.models.patches import LinearCodec
 from regen.training import loop
-from regen.training.chunk_store import ChunkStore
 from regen.training.config import TrainConfig, check_run_config, write_run_config
 from regen.training.linear_start import solve_linear
 from regen.training.muon import Muon, orthogonalize
@@ -329,22 +328,6 @@ def test_other_options_do_not_go_on(data: Path, tmp_path: Path) -> None:
         check_run_config(path, replace(config, detail_weighting=False))
 
 
-def test_other_options_do_not_go_on_with_a_store(data: Path, tmp_path: Path) -> None:
-    """Stopped before the first iteration of the loop, while motion is estimated."""
-    config = config_of(data, tmp_path / "run", preset="natural_test", chunks=5)
-
-    def interrupted(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ChunkStore, "fill", interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            train(config)
-    AcceleratorState._reset_state(reset_partial_state=True)
-    with pytest.raises(ValueError, match="started with crop"):
-        train(replace(config, crop=64))
-
-
 # --- what cannot work ---
 
 
@@ -627,42 +610,40 @@ def test_data_with_few_directions() -> None:
 # --- learning ---
 
 
-def disc_video(size: int = 32) -> torch.Tensor:
-    frames = torch.from_numpy(moving_frames(9, 0, 64, 72)[:, :size, 20 : 20 + size].copy())
+def disc_video(seed: int) -> torch.Tensor:
+    frames = torch.from_numpy(moving_frames(9, seed, 64, 72)[:, :32, 20:52].copy())
     return to_float(frames).permute(3, 0, 1, 2)[None]
 
 
-def test_overfits_one_clip_by_the_right_latents_at_the_right_times() -> None:
+def test_overfits_two_clips_by_the_right_latents_at_the_right_times() -> None:
     torch.manual_seed(0)
     model = AutoencoderREGEN(**TEST_PRESET)
     objective = REGENObjective(model, ObjectiveConfig())
-    num_steps, peak, bar = 100, 3e-3, 33.0
+    num_steps, peak = 100, 3e-3
     optimizer = torch.optim.AdamW(model.parameters(), lr=peak, betas=(0.9, 0.95))
-    video, times = disc_video(), torch.arange(9.0)[None]
-    batch, batch_times = video.repeat(2, 1, 1, 1, 1), times.repeat(2, 1)
+    videos, times = torch.cat([disc_video(0), disc_video(2)]), torch.arange(9.0).expand(2, -1)
     generator = torch.Generator().manual_seed(0)
     for step in range(num_steps):
         for group in optimizer.param_groups:
             group["lr"] = peak * min(1, (step + 1) / 20, (num_steps - step) / 50)
-        noise = torch.randn(batch.shape, generator=generator)
+        noise = torch.randn(videos.shape, generator=generator)
         timestep = draw_timesteps(2, 0.5, generator)
-        objective(batch, batch, batch_times, noise, timestep).mean().backward()
+        objective(videos, videos, times, noise, timestep).mean().backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
-    latents = model.encode(video).latents
+    latents = model.encode(videos).latents
 
     def decibels(latents: torch.Tensor, times: torch.Tensor) -> float:
-        generator = torch.Generator().manual_seed(1)
-        sample = model.decode(latents, frame_times=times, generator=generator).sample
-        return psnr(sample, video).mean().item()
+        sample = model.decode(latents, frame_times=times).sample
+        return psnr(sample, videos).mean().item()
 
     with torch.no_grad():
         right = decibels(latents, times[0])
-        swapped = decibels(latents[:, :, [1, 0]], times[0])
+        others = decibels(latents.flip(0), times[0])
         backwards = decibels(latents, times[0].flip(0))
-    print(f"right {right:.1f}, swapped {swapped:.1f}, backwards {backwards:.1f} dB")
-    assert right > bar > max(swapped, backwards) + 3
+    # Measured: 30.9, 16.9 and 25.3 dB.
+    assert right > 29 and others < right - 8 and backwards < right - 4, (right, others, backwards)
 
 
 @pytest.mark.parametrize("prediction_type", ["v_prediction", "epsilon"])
