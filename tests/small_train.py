@@ -19,7 +19,7 @@ from conftest import SMALL
 from regen.cli import main
 from regen.models.generator_presets import GENERATOR_PRESETS
 from regen.models.presets import MAGVIT_PRESETS, PRESETS, magvit_small_8x, small_8x
-from regen.training import checkpoint, loop, start
+from regen.training import checkpoint, embedder, loop, start
 from regen.training.config import RunConfig, run_options
 
 # The paper's method with 60,000 parameters: what is tested is the loop around them. A model of
@@ -73,6 +73,7 @@ def make_small(patch: pytest.MonkeyPatch) -> None:
     patch.setitem(MAGVIT_PRESETS, "magvit_test", lambda: dict(MAGVIT_TEST_PRESET))
     patch.setitem(GENERATOR_PRESETS, "test", lambda: dict(SMALL_TRANSFORMER))
     patch.setattr(start, "NUM_LINEAR_BATCHES", 4)
+    patch.setattr(embedder, "SHORT_RATIO", 4)
     patch.setattr(loop, "LOG_EVERY", 1)
 
 

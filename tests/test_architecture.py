@@ -52,16 +52,8 @@ RESERVED = {
     "accelerate": {"training", "evaluation/evaluate"},
     "ray": {"cache"},
     "transformers": {"text"},
-    "safetensors.safe_open": {
-        *("latents", "training/checkpoint", "cache/shards"),
-        "training/temporal_stage",
-    },
-    "safetensors.torch.save_file": {
-        "latents",
-        "training/checkpoint",
-        "training/temporal_stage",
-        "cache/shards",
-    },
+    "safetensors.safe_open": {"latents", "training/checkpoint", "cache/shards"},
+    "safetensors.torch.save_file": {"latents", "training/checkpoint", "cache/shards"},
     "safetensors.torch.load_file": set(),
     "PIL.Image.open": {"video"},
 }

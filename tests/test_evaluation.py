@@ -545,7 +545,11 @@ def test_ticks_are_few_round_and_hold_the_data(low: float, high: float) -> None:
 
 
 def test_bad_options_are_one_line(
-    clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+    clips: Path,
+    small_model_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
 ) -> None:
     def fail(*words: str) -> str:
         monkeypatch.setattr("sys.argv", ["regen", "evaluate", "--output", str(tmp_path), *words])
@@ -555,14 +559,15 @@ def test_bad_options_are_one_line(
         assert stopped.value.code == 1 and len(lines) == 1
         return lines[0]
 
-    data = ("--data", str(clips), "--model", "tiny-8x8x8")
+    model = ("--model", str(small_model_folder))
+    data = ("--data", str(clips), *model)
     assert "nothing to do" in fail("--data", str(clips))
-    assert "--data or --reference" in fail("--model", "tiny-8x8x8")
+    assert "--data or --reference" in fail(*model)
     assert "at least 1" in fail(*data, "--steps", "0")
     assert "twice" in fail(*data, "--seeds", "1", "1")
     assert "no such file" in fail(*data, "--lpips-weights", "nowhere.pth")
     (tmp_path / "none").mkdir()
-    assert "no clips" in fail("--data", str(tmp_path / "none"), "--model", "tiny-8x8x8")
+    assert "no clips" in fail("--data", str(tmp_path / "none"), *model)
     assert f"--output {tmp_path} is inside" in fail("--data", str(tmp_path), *data[2:])
     inside = ("--data", str(tmp_path / "none"), "--export", str(tmp_path / "none" / "x"))
     assert f"--export {tmp_path / 'none' / 'x'} is inside" in fail(*inside)

@@ -15,27 +15,23 @@ import numpy as np
 import pytest
 import small_train
 import torch
-from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from PIL import Image
-from regen.models.picture import PictureCodec
-from regen.training.picture_stage import init_picture, train_picture
-from regen.training.shortcut_init import init_shortcuts
 from safetensors.torch import load_file
 from small_train import TEST_PRESET
 from test_data import written_by_another
 
-from regen.data.batches import BatchConfig, PictureBatches, TrainingBatches, to_float
+from regen.data.batches import BatchConfig, TrainingBatches, to_float
 from regen.data.clips import prepare_clips
+from regen.evaluation.metrics import psnr
 from regen.flow import EPSILON_MAX_TIMESTEP
-from regen.models import autoencoder, shortcut
 from regen.models.autoencoder import AutoencoderREGEN
 from regen.models.loading import load_model
-from regen.models.motion import warp
-from regen.training import loop, picture_stage
-from regen.training import start as start_module
+from regen.models.patches import LinearCodec
+from regen.training import loop
 from regen.training.config import TrainConfig, check_run_config, write_run_config
-from regen.training.muon import orthogonalize
+from regen.training.linear_start import solve_linear
+from regen.training.muon import Muon, orthogonalize
 from regen.training.objective import (
     ObjectiveConfig,
     REGENObjective,
@@ -94,7 +90,6 @@ def config_of(data: Path, output: Path, **options) -> TrainConfig:
     small = {
         "preset": "test",
         "steps": 4,
-        "picture_steps": 4,
         "video_batch_size": 2,
         "image_batch_size": 2,
         "crop": 32,
@@ -147,14 +142,27 @@ def logged_steps(output: Path, name: str) -> list[int]:
 
 
 @pytest.mark.parametrize(
-    ("num_workers", "number", "outcome", "precision"),
-    [(0, signal.SIGINT, KeyboardInterrupt, "no"), (1, signal.SIGTERM, SystemExit, "bf16")],
+    ("num_workers", "number", "outcome", "precision", "preset", "optimizer"),
+    [
+        (0, signal.SIGINT, KeyboardInterrupt, "no", "test", "adamw"),
+        (1, signal.SIGTERM, SystemExit, "bf16", "natural_test", "muon"),
+    ],
 )
 def test_train_4_is_train_2_stop_and_go_on(
-    data: Path, tmp_path: Path, monkeypatch, capfd, num_workers, number, outcome, precision
+    data: Path,
+    tmp_path: Path,
+    monkeypatch,
+    capfd,
+    num_workers,
+    number,
+    outcome,
+    precision,
+    preset,
+    optimizer,
 ) -> None:
     """Bit for bit: weights, averages, moments, what was measured, and the model."""
     options = {"num_workers": num_workers, "mixed_precision": precision, "checkpoint_every": 3}
+    options |= {"preset": preset, "optimizer": optimizer, "chunks": 5}
     whole, pieces = (config_of(data, tmp_path / name, **options) for name in ("whole", "pieces"))
     train(whole)
 
@@ -320,22 +328,6 @@ def test_other_options_do_not_go_on(data: Path, tmp_path: Path) -> None:
         check_run_config(path, replace(config, detail_weighting=False))
 
 
-def test_other_options_do_not_go_on_with_a_stage(data: Path, tmp_path: Path) -> None:
-    """Stopped before the first iteration of the loop, within the stage on pictures."""
-    config = config_of(data, tmp_path / "run")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(start_module, "train_picture", _interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            train(config)
-    AcceleratorState._reset_state(reset_partial_state=True)
-    with pytest.raises(ValueError, match="started with picture_steps"):
-        train(replace(config, picture_steps=config.picture_steps + 1))
-
-
-def _interrupted(*_: object) -> None:
-    raise KeyboardInterrupt
-
-
 # --- what cannot work ---
 
 
@@ -449,7 +441,7 @@ def test_validation_takes_the_middle(data: Path, tmp_path: Path) -> None:
     names = {
         f"validation/{name}" for name in ("psnr", "psnr_first_frame", "psnr_last_frame", "ssim")
     }
-    names |= {f"frames/{name}_{place:02d}" for name in ("psnr", "ssim") for place in range(9)}
+    names |= {f"frames/psnr_{index:02d}" for index in range(9)}
     assert set(values) == names and all(0 < value < 60 for value in values.values())
     assert values["frames/psnr_00"] == values["validation/psnr_first_frame"]
     assert Image.open(tmp_path / "sheet.png").size == (9 * 72, 2 * 64)  # the two of 9 frames
@@ -476,28 +468,12 @@ def test_the_loss_is_weighted_mse() -> None:
     with torch.no_grad():
         latents = model.encode_chunk(chunk)
         noisy = (1 - timestep.view(3, 1, 1, 1, 1)) * target + timestep.view(3, 1, 1, 1, 1) * noise
-        prior = model.predict_shortcut(latents, times)
-        output = model.predict(noisy, timestep, latents, times, prior)
+        output = model.predict(noisy, timestep, latents, times)
         expected = torch.stack([(o - t).pow(2).mean() for o, t in zip(output, target, strict=True)])
         plain = REGENObjective(model, ObjectiveConfig(detail_weighting=False))(*arguments)
         weighted = REGENObjective(model, ObjectiveConfig(detail_weighting=True))(*arguments)
     assert torch.allclose(plain, expected, rtol=1e-5)
-    of_shortcut = (prior - target).pow(2).mean((1, 2, 3, 4))
-    weights = 1 / (of_shortcut + 1e-4)
-    assert torch.allclose(weighted, expected * weights / weights.mean(), rtol=1e-5)
-
-
-def test_a_model_without_shortcuts_weighs_by_detail() -> None:
-    torch.manual_seed(0)
-    model = AutoencoderREGEN(**(TEST_PRESET | {"motion_shortcut": False}))
-    chunk = torch.rand(2, 3, 9, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
-    arguments = (chunk, chunk, torch.arange(9.0).expand(2, -1), torch.zeros_like(chunk))
-    with torch.no_grad():
-        plain, weighted = (
-            REGENObjective(model, ObjectiveConfig(detail_weighting=on))(*arguments, torch.ones(2))
-            for on in (False, True)
-        )
-    assert torch.allclose(weighted, plain * detail_weights(chunk), rtol=1e-5)
+    assert torch.allclose(weighted, expected * detail_weights(target), rtol=1e-5)
 
 
 def test_detail_weights() -> None:
@@ -534,23 +510,21 @@ def test_learning_rate() -> None:
 def test_optimizer_groups(tmp_path: Path) -> None:
     config = TrainConfig(data=(tmp_path,), output=tmp_path, weight_decay=0.3)
     model = AutoencoderREGEN(**TEST_PRESET)
+    model.conditioning.norm.requires_grad_(False)
     names = {parameter: name for name, parameter in model.named_parameters()}
+    trained = sorted(set(names.values()) - {"conditioning.norm"})
     groups = make_optimizer(model, config).param_groups
-    assert [(group["weight_decay"], group["scale"]) for group in groups] == [
-        (0.3, 1.0),
-        (0.0, 1.0),
-        (0.0, 0.1),
-    ]
-    fixed = {name for p, name in names.items() if not p.requires_grad}
-    assert {name.split(".")[0] for name in fixed} == {"shortcut"}
-    trained = sorted(names[p] for group in groups for p in group["params"])
-    assert trained == sorted(set(names.values()) - fixed)
+    assert [(group["weight_decay"], group["scale"]) for group in groups] == [(0.3, 1), (0, 1)]
+    assert sorted(names[p] for group in groups for p in group["params"]) == trained
     assert all(p.ndim > 1 for p in groups[0]["params"])
     assert all(p.ndim == 1 for p in groups[1]["params"])
-    assert {names[p].rsplit(".", 1)[0] for p in groups[2]["params"]} == {
-        "encoder.conv_out",
-        "linear_decoder.synthesis",
-    }
+    groups = make_optimizer(model, replace(config, optimizer="muon")).param_groups
+    assert [(group["weight_decay"], group["scale"]) for group in groups] == [(0.3, 1), (0, 0.5)]
+    assert sorted(names[p] for group in groups for p in group["params"]) == trained
+    matrices = {names[p] for p in groups[0]["params"]}
+    assert "dit.blocks.0.attn.to_qkv.weight" in matrices
+    assert "encoder.blocks.0.conv1.weight" in matrices
+    assert all("blocks." in name and name.endswith("weight") for name in matrices)
 
 
 def test_noise_seeds() -> None:
@@ -563,62 +537,6 @@ def test_noise_seeds() -> None:
     assert len({tuple(noise) for noise in noises}) == len(seeds)
 
 
-# --- the picture stage ---
-
-
-def picture_batches(data: Path, num_steps: int) -> PictureBatches:
-    clips = prepare_clips([data], data.parent / "cache").clips
-    config = BatchConfig(seed=0, num_steps=4, chunk_length=9, crop=32)
-    return PictureBatches(TrainingBatches(clips, config), num_steps, 4)
-
-
-def train_small_picture(data: Path, folder: Path, num_steps: int) -> PictureCodec:
-    torch.manual_seed(0)
-    picture = PictureCodec(6, 16, 1, 1)
-    accelerator = Accelerator(mixed_precision="no")
-    train_picture(picture, 4, picture_batches(data, num_steps), accelerator, folder, 1000, 0)
-    return picture
-
-
-def test_the_picture_stage_learns(data: Path, tmp_path: Path) -> None:
-    """It beats its linear start, also without the last codes, and nothing else is left to train."""
-    before = train_small_picture(data, tmp_path / "short", 1)
-    after = train_small_picture(data, tmp_path / "long", 200)
-    frames = to_float(torch.cat([picture_batches(data, 9)[step] for step in range(4)]))
-    errors = []
-    for picture in (before, after):
-        with torch.no_grad():
-            codes = picture.encode(frames)
-            fewer = torch.cat([codes[:, :4], torch.zeros_like(codes[:, 4:])], dim=1)
-            errors.append([(picture.decode(c) - frames).square().mean() for c in (codes, fewer)])
-    assert errors[1][0] < 0.95 * errors[0][0] and errors[1][1] < 0.95 * errors[0][1], errors
-    assert not any(parameter.requires_grad for parameter in after.parameters())
-
-
-def test_a_stopped_picture_stage_goes_on(
-    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Bit for bit."""
-    whole = train_small_picture(data, tmp_path / "whole", 6)
-    loss, calls = picture_stage.picture_loss, []
-
-    def interrupted(*arguments):
-        calls.append(arguments)
-        if len(calls) == 3:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return loss(*arguments)
-
-    monkeypatch.setattr(picture_stage, "picture_loss", interrupted)
-    with pytest.raises(SystemExit):
-        train_small_picture(data, tmp_path / "pieces", 6)
-    again = train_small_picture(data, tmp_path / "pieces", 6)
-    assert len(calls) == 6
-    for (name, tensor), other in zip(
-        whole.state_dict().items(), again.state_dict().values(), strict=True
-    ):
-        assert torch.equal(tensor, other), name
-
-
 def test_muon_makes_singular_values_equal() -> None:
     generator = torch.Generator().manual_seed(0)
     for shape in ((20, 50), (50, 20)):
@@ -629,110 +547,108 @@ def test_muon_makes_singular_values_equal() -> None:
         assert values.min() > 0.6 and values.max() < 1.3
 
 
-# --- shortcuts ---
+@pytest.mark.parametrize("shape", [(7, 20), (20, 7), (6, 4, 3, 3)])
+def test_a_step_of_muon(shape: tuple[int, ...], tmp_path: Path) -> None:
+    """As long as AdamW's (0.2 an entry, times the rate), against the gradient; vectors: AdamW's."""
+    torch.manual_seed(0)
+    matrix, vector = torch.nn.Parameter(torch.zeros(shape)), torch.nn.Parameter(torch.zeros(5))
+    group = {"weight_decay": 0.0}
+    optimizer = Muon(
+        [{"params": [matrix], "muon": True, **group}, {"params": [vector], "muon": False, **group}],
+        lr=0.01,
+    )
+    matrix.grad, vector.grad = torch.randn(shape), torch.randn(5)
+    gradients = matrix.grad.clone(), vector.grad.clone()
+    optimizer.step()
+    assert matrix.square().mean().sqrt().item() == pytest.approx(0.01 * 0.2, rel=0.25)
+    cosine = torch.nn.functional.cosine_similarity(-matrix.flatten(), gradients[0].flatten(), 0)
+    assert cosine > 0.5
+    assert torch.allclose(vector, -0.01 * gradients[1].sign(), rtol=1e-3)
 
 
-def moving_chunks() -> list[torch.Tensor]:
-    """4 batches of 8 smooth pictures that move by up to a pixel a frame, and change a little."""
-    generator = torch.Generator().manual_seed(0)
-    coarse = torch.rand(4, 8, 3, 12, 12, generator=generator)
-    drift = 0.01 * torch.randn(4, 8, 3, 12, 12, generator=generator)
-    steps = 2 * torch.rand(4, 8, 2, generator=generator) - 1
-    frames = []
-    for index in range(9):
-        picture = (coarse + drift * index).flatten(0, 1)
-        picture = torch.nn.functional.interpolate(picture, (96, 96), mode="bicubic")
-        field = (index * steps).flatten(0, 1)[..., None, None, None].expand(-1, -1, 1, 96, 96)
-        frames.append(warp(picture, field)[:, :, 0, 32:64, 32:64].unflatten(0, (4, 8)))
-    return list((255 * torch.stack(frames, dim=3)).round().clamp(0, 255).to(torch.uint8))
+# --- the linear start ---
 
 
-def start(chunks: list[torch.Tensor]) -> tuple[AutoencoderREGEN, float]:
-    """A model with the shortcuts' linear start, and its PSNR."""
-    model = AutoencoderREGEN(**TEST_PRESET)
-    assert model.shortcut is not None
-    init_picture(model.shortcut.picture, [chunk[:, :, 0] for chunk in chunks])
-    return model, init_shortcuts(model, chunks)
-
-
-def test_shortcut_init_reports_what_the_codec_does() -> None:
-    """The PSNR reported is that of the codec, far above that of a mean, and the model's own."""
-    chunks = moving_chunks()
-    model, decibels = start(chunks)
-    chunk = to_float(torch.cat(chunks))
-    times = torch.arange(9.0).expand(len(chunk), -1)
-    assert model.shortcut is not None and model.linear_decoder is not None
+def test_the_linear_codec_starts_at_the_principal_components() -> None:
+    """Those of numpy, whitened; the PSNR is of what they leave."""
+    rng = np.random.default_rng(0)
+    batches = [np.stack([moving_frames(1, seed)[0] for seed in range(n, n + 3)]) for n in (0, 3)]
+    batches = [batch + rng.integers(-9, 9, batch.shape) for batch in batches]
+    pictures = torch.from_numpy(np.concatenate(batches).clip(0, 255).astype(np.uint8))
+    pictures = pictures.permute(0, 3, 1, 2)
+    codec = LinearCodec(8)
+    decibels = solve_linear(codec, pictures.split(3))
+    patches = pictures.numpy() / 127.5 - 1  # [6, 3, 64, 72]
+    patches = patches.reshape(6, 3, 8, 8, 9, 8).transpose(0, 2, 4, 1, 3, 5).reshape(-1, 192)
+    mean = patches.mean(0)
+    _, values, directions = np.linalg.svd(patches - mean, full_matrices=False)
+    expected = (patches - mean) @ directions[:8].T @ directions[:8] + mean
     with torch.no_grad():
-        latents = model.shortcut.encode(chunk)
-        # The model as a whole starts there: the networks' outputs are zero.
-        assert torch.equal(model.encode_chunk(chunk), latents)
-        prior, noise = model.predict_shortcut(latents, times), torch.randn(chunk.shape)
-        one_step = model.predict(noise, torch.ones(len(chunk)), latents, times, prior)
-        # So does every later step: what the shortcuts leave is not taken for white noise.
-        later = model.predict(noise, torch.full((len(chunk),), 0.3), latents, times, prior)
-        assert torch.equal(later, one_step)
-    errors = (one_step - chunk).square().mean((1, 2, 3, 4))
-    measured = (-10 * torch.log10(errors / 4)).mean().item()
-    assert measured == pytest.approx(decibels, abs=0.01)
-    mean_only = (chunk - chunk.mean(dim=(0, 2, 3, 4), keepdim=True)).square().mean().item()
-    assert errors.mean() < mean_only / 8  # measured: 1 / 12
-    codes = model.shortcut.codes(latents)
-    assert codes.mean(dim=(0, 2, 3)).abs().max() < 1e-2  # whitened
-    assert (codes.std(dim=(0, 2, 3)) - 1).abs().max() < 0.05
-    changed = chunk.clone()
-    changed[:, :, 1:] = -changed[:, :, 1:]
+        latents = codec.encode(to_float(pictures))
+        again = codec.decode(latents)
+    assert latents.shape == (6, 8, 8, 9)
+    rows = latents.permute(0, 2, 3, 1).reshape(-1, 8)
+    assert torch.allclose(rows.T @ rows / len(rows), torch.eye(8), atol=1e-3)  # whitened
+    again = again.reshape(6, 3, 8, 8, 9, 8).permute(0, 2, 4, 1, 3, 5).reshape(-1, 192)
+    assert np.allclose(again, expected, atol=2e-3)
+    error = np.square(patches - expected).mean()
+    assert error == pytest.approx(np.square(values[8:]).sum() / patches.size)
+    assert decibels == pytest.approx(-10 * np.log10(error / 4), abs=0.01)
+
+
+def test_data_with_few_directions() -> None:
+    """Grey pictures have one; nothing must blow up."""
+    values = torch.randint(0, 256, (6, 1, 1, 1), generator=torch.Generator().manual_seed(0))
+    pictures = values.to(torch.uint8).expand(-1, 3, 32, 32)
+    codec = LinearCodec(8)
+    assert solve_linear(codec, [pictures]) > 60
     with torch.no_grad():
-        others = model.shortcut.encode(changed)
-        alone = model.shortcut.encode(chunk[:, :, :1])
-    assert torch.equal(others[:, :, 0], latents[:, :, 0])  # content: frame 0 only
-    assert torch.equal(alone[:, :, 0], latents[:, :, 0])
-    assert not torch.allclose(others[:, :, 1], latents[:, :, 1])
-
-
-def test_fewer_cosines_than_frames(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Long chunks have them: the PSNR reported is still what the model does."""
-    monkeypatch.setattr(autoencoder, "MAX_COSINES", 5)
-    chunks = moving_chunks()
-    model, decibels = start(chunks)
-    chunk = to_float(torch.cat(chunks))
-    assert model.linear_decoder is not None and model.linear_decoder.num_cosines == 5
-    with torch.no_grad():
-        prior = model.predict_shortcut(
-            model.encode_chunk(chunk), torch.arange(9.0).expand(len(chunk), -1)
-        )
-    errors = (prior - chunk).square().mean((1, 2, 3, 4))
-    assert (-10 * torch.log10(errors / 4)).mean().item() == pytest.approx(decibels, abs=0.01)
-
-
-def test_motion_latents_pay(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The same codec with the motion left out is much worse on pictures that move."""
-    chunks = moving_chunks()
-    _, decibels = start(chunks)
-
-    def still(picture: torch.Tensor, chunk: torch.Tensor, grid: int) -> torch.Tensor:
-        return torch.zeros(len(chunk), 4, *(side // 8 for side in picture.shape[2:]))
-
-    monkeypatch.setattr(shortcut, "estimate_motion", still)
-    _, without = start(chunks)
-    assert decibels > without + 3, (decibels, without)
-
-
-def test_shortcut_init_of_data_with_few_directions() -> None:
-    """Constant grey frames have three; nothing must blow up."""
-    values = torch.randint(0, 256, (6, 3, 1, 1, 1), generator=torch.Generator().manual_seed(0))
-    chunk = values.to(torch.uint8).expand(-1, -1, 9, 32, 32)
-    model, decibels = start([chunk])
-    assert decibels > 35
-    with torch.no_grad():
-        assert model.encode_chunk(to_float(chunk)).abs().max() < 10
+        latents = codec.encode(to_float(pictures))
+    assert latents.abs().max() < 10
 
 
 # --- learning ---
 
 
+def disc_video(seed: int) -> torch.Tensor:
+    frames = torch.from_numpy(moving_frames(9, seed, 64, 72)[:, :32, 20:52].copy())
+    return to_float(frames).permute(3, 0, 1, 2)[None]
+
+
+def test_overfits_two_clips_by_the_right_latents_at_the_right_times() -> None:
+    torch.manual_seed(0)
+    model = AutoencoderREGEN(**TEST_PRESET)
+    objective = REGENObjective(model, ObjectiveConfig())
+    num_steps, peak = 100, 3e-3
+    optimizer = torch.optim.AdamW(model.parameters(), lr=peak, betas=(0.9, 0.95))
+    videos, times = torch.cat([disc_video(0), disc_video(2)]), torch.arange(9.0).expand(2, -1)
+    generator = torch.Generator().manual_seed(0)
+    for step in range(num_steps):
+        for group in optimizer.param_groups:
+            group["lr"] = peak * min(1, (step + 1) / 20, (num_steps - step) / 50)
+        noise = torch.randn(videos.shape, generator=generator)
+        timestep = draw_timesteps(2, 0.5, generator)
+        objective(videos, videos, times, noise, timestep).mean().backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+    latents = model.encode(videos).latents
+
+    def decibels(latents: torch.Tensor, times: torch.Tensor) -> float:
+        sample = model.decode(latents, frame_times=times).sample
+        return psnr(sample, videos).mean().item()
+
+    with torch.no_grad():
+        right = decibels(latents, times[0])
+        others = decibels(latents.flip(0), times[0])
+        backwards = decibels(latents, times[0].flip(0))
+    # Measured: 30.9, 16.9 and 25.3 dB.
+    assert right > 29 and others < right - 8 and backwards < right - 4, (right, others, backwards)
+
+
 @pytest.mark.parametrize("prediction_type", ["v_prediction", "epsilon"])
 def test_other_prediction_types_learn(
-    data: Path, tmp_path: Path, monkeypatch, capfd, prediction_type: str
+    data: Path, tmp_path: Path, monkeypatch, prediction_type: str
 ) -> None:
     config = config_of(
         data,
@@ -758,10 +674,6 @@ def test_other_prediction_types_learn(
     assert np.mean(losses[-20:]) < 0.97 * np.mean(losses[:20])
     model = load_model(str(config.output / "model"))
     assert model.config.prediction_type == prediction_type
-    is_epsilon = prediction_type == "epsilon"
-    assert model.config.motion_shortcut is not is_epsilon
-    said = "training without the preset's shortcuts" in capfd.readouterr().out
-    assert said is is_epsilon
 
 
 # --- export ---

@@ -24,6 +24,7 @@ CHUNK_STREAM = 2**31 + 1  # in place of a rank: the draws of the store are its o
 RATIO_WEIGHTS = {32: 0.35, 16: 0.1, 8: 0.4, 4: 0.1, 2: 0.05}
 BATCH_SIZES = {32: 4, 16: 5, 8: 6, 4: 6, 2: 6}
 
+SAVE_EVERY = 50  # chunks that an interruption may cost
 NUM_EXTRAS = 4  # frames beside the chunk: the next, one before or after it, two between its frames
 EXTRA_WEIGHT = 0.25  # how often extras are asked for, against frames of the chunk
 
@@ -49,9 +50,13 @@ class ChunkStore:
 
     @property
     def done(self) -> int:
-        """Chunks that are whole on disk."""
+        """Chunks that are whole on disk, at most `count`."""
+        return min(self._state()["chunks"], self.count)
+
+    def _state(self) -> dict[str, int]:
         path = self.folder / "done.json"
-        return json.loads(path.read_text())["chunks"] if path.exists() else 0
+        state: dict[str, int] = {"chunks": 0}
+        return state | json.loads(path.read_text()) if path.exists() else state
 
     def array(self, name: str, mode: Literal["r", "r+"] = "r") -> Any:
         shape, dtype = self.shapes[name]
@@ -66,13 +71,26 @@ class ChunkStore:
     ) -> None:
         """Estimate the motion of the chunks that are missing.
 
-        `draw(rng, ratio)` gives frames uint8 `[3, r + 1 + 4, S, S]` and times `[4]`.
+        `draw(rng, ratio)` gives frames uint8 `[3, r + 1 + 4, S, S]` and times `[4]`. Raises
+        ValueError where the folder holds chunks of another ratio, size or seed.
         """
+        made_of = {"ratio": self.ratio, "side": self.side, "seed": seed}
+        state = self._state()
+        others = [
+            f"{name} {state[name]}, now {value}"
+            for name, value in made_of.items()
+            if state.get(name, value) != value
+        ]
+        if others:
+            raise ValueError(
+                f"{self.folder} holds other chunks ({', '.join(others)}): give another folder as "
+                "--chunk-cache"
+            )
         self.folder.mkdir(parents=True, exist_ok=True)
         for name, (shape, dtype) in self.shapes.items():
             size = self.count * int(np.prod(shape)) * np.dtype(dtype).itemsize
             with (self.folder / f"{name}.bin").open("ab") as file:
-                file.truncate(size)
+                file.truncate(max(size, file.tell()))  # a larger store keeps what it has
         arrays = {name: self.array(name, "r+") for name in self.shapes}
         for index in progress(range(self.done, self.count)):
             rng = np.random.default_rng([seed, CHUNK_STREAM + self.ratio, index])
@@ -87,11 +105,11 @@ class ChunkStore:
             arrays["times"][index] = times.numpy()
             arrays["motion"][index] = motion[0].half().numpy()
             arrays["to_first"][index] = to_first[0].half().numpy()
-            if (index + 1) % 50 == 0 or index + 1 == self.count:
+            if (index + 1) % SAVE_EVERY == 0 or index + 1 == self.count:
                 for array in arrays.values():
                     array.flush()
                 temporary = self.folder / "done.tmp"
-                temporary.write_text(json.dumps({"chunks": index + 1}) + "\n")
+                temporary.write_text(json.dumps({"chunks": index + 1, **made_of}) + "\n")
                 temporary.replace(self.folder / "done.json")
 
     def read(self, rng: np.random.Generator, num_targets: int) -> dict[str, torch.Tensor]:

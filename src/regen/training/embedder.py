@@ -99,12 +99,13 @@ class EmbedderTask:
             values = measure(1, sheet=own_sheet)
         else:
             values = measure(model.geometry.chunk_length, sheet=own_sheet)
-            try:
-                model.set_chunk_ratio(SHORT_RATIO)
-                short = measure(2 * model.geometry.chunk_length)
-            finally:
-                model.set_chunk_ratio(None)
-            values |= {f"{name}_{SHORT_RATIO}x": value for name, value in short.items()}
+            if model.temporal_compression_ratio > SHORT_RATIO:
+                try:
+                    model.set_chunk_ratio(SHORT_RATIO)
+                    short = measure(2 * model.geometry.chunk_length)
+                finally:
+                    model.set_chunk_ratio(None)
+                values |= {f"{name}_{SHORT_RATIO}x": value for name, value in short.items()}
         if run.bad_clips is not None:
             run.bad_clips.add(bad)
         return values

@@ -154,8 +154,10 @@ def build_batches(
         return batches
     stores = {}
     if config.image_share < 1:
-        total = sum(RATIO_WEIGHTS.values())
-        for ratio, weight in RATIO_WEIGHTS.items():
+        longest = model.temporal_compression_ratio
+        weights = {ratio: one for ratio, one in RATIO_WEIGHTS.items() if ratio <= longest}
+        total = sum(weights.values())
+        for ratio, weight in weights.items():
             count = math.ceil(config.chunks * weight / total)
             folder = config.chunk_cache or config.output / "chunks"
             store = ChunkStore(folder / f"ratio_{ratio}", ratio, count, config.crop)

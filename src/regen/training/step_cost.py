@@ -24,7 +24,10 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from regen.models.autoencoder import AutoencoderREGEN
+from regen.models.motion import GRID, NEXT_CELL, NUM_TERMS
+from regen.models.patches import PATCH
 from regen.training.flops import FORMULAS
+from regen.training.moving_objective import MovingObjective
 from regen.training.objective import ObjectiveConfig, REGENObjective
 
 aten = torch.ops.aten
@@ -81,7 +84,8 @@ def step_cost(
             for module in model.modules():
                 if isinstance(module, AttentionModuleMixin):
                     module.set_processor(FlashAttention())
-        objective = REGENObjective(model, ObjectiveConfig())
+        kind = REGENObjective if model.linear is None else MovingObjective
+        objective = kind(model, ObjectiveConfig())
         memory.ignore(model)
         batch = fake_batch(model, shape)
         gc.collect()
@@ -108,17 +112,31 @@ def step_cost(
 
 
 def fake_batch(model: AutoencoderREGEN, shape: StepShape) -> tuple[torch.Tensor, ...]:
-    """Chunk, target, frame times, noise and timestep, as `REGENObjective` takes them."""
+    """What the objective takes: chunk, target, frame times, noise and timestep.
+
+    With moving content also noise on the latents, and of chunks what a store knows of them: motion,
+    the next chunk's first frame and the motion to it.
+    """
     size, picture = shape.batch_size, (shape.height, shape.width)
     num_frames = 1 if shape.is_image else model.geometry.chunk_length
     num_targets = 1 if shape.is_image else shape.num_targets
-    return (
+    batch = (
         torch.zeros(size, 3, num_frames, *picture),
         torch.zeros(size, 3, num_targets, *picture),
         torch.zeros(size, num_targets),
         torch.zeros(size, 3, num_targets, *picture),
         torch.zeros(size),
     )
+    if model.linear is None:
+        return batch
+    channels = model.config["latent_channels"]
+    latent_noise = torch.zeros(size, channels, 2, *(side // PATCH for side in picture))
+    if shape.is_image:
+        return (*batch, latent_noise)
+    cells = [-(-side // GRID) for side in picture]
+    motion = torch.zeros(size, 2 * NUM_TERMS, *cells)
+    to_first = torch.zeros(size, 2, *(GRID // NEXT_CELL * count for count in cells))
+    return (*batch, latent_noise, motion, torch.zeros(size, 3, *picture), to_first)
 
 
 class LiveBytes(TorchDispatchMode):

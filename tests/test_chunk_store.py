@@ -1,0 +1,215 @@
+"""Chunks on disk: filled in pieces, mirrored with their motion; what learns from them."""
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import make_small_model
+from test_motion import constant_field, smooth_picture
+
+from regen.data.batches import to_float
+from regen.flow import add_noise
+from regen.models.motion import NEXT_CELL, displacement, interpolate, warp
+from regen.training import chunk_store
+from regen.training.chunk_store import NUM_EXTRAS, ChunkStore
+from regen.training.moving_objective import ERROR_FLOOR, MovingObjective
+from regen.training.objective import Given, ObjectiveConfig
+
+SIDE, COUNT = 64, 5
+
+
+@pytest.fixture(autouse=True)
+def colors_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(chunk_store, "augment_colors", lambda video, rng: video)
+    monkeypatch.setattr(chunk_store, "SAVE_EVERY", 2)
+
+
+def draw(rng: np.random.Generator, ratio: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """A picture that moves by up to 2 pixels a frame, and the four extra frames."""
+    speed = torch.from_numpy(rng.uniform(-2, 2, 2)).float()
+    times = torch.tensor([ratio + 1, ratio + 2.0, 0.5, 1.5])
+    every = torch.cat([torch.arange(ratio + 1.0), times])
+    picture = smooth_picture(SIDE, int(rng.integers(100)))
+    video = warp(picture, constant_field(every[:, None] * speed, SIDE))
+    return (127.5 * (video[0] + 1)).round().to(torch.uint8), times
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> ChunkStore:
+    store = ChunkStore(tmp_path_factory.mktemp("store") / "ratio_4", 4, COUNT, SIDE)
+    store.fill(draw, seed=0)
+    return store
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_a_stopped_filling_goes_on_to_the_same_bytes(store: ChunkStore, tmp_path: Path) -> None:
+    pieces = ChunkStore(tmp_path / "ratio_4", 4, COUNT, SIDE)
+
+    def interrupted(indices: range) -> Iterator[int]:
+        for index in indices:
+            if index == 3:
+                raise KeyboardInterrupt
+            yield index
+
+    with pytest.raises(KeyboardInterrupt):
+        pieces.fill(draw, 0, interrupted)
+    assert pieces.done == 2
+    filled: list[int] = []
+    pieces.fill(draw, 0, lambda indices: (filled.append(index) or index for index in indices))
+    assert filled == [2, 3, 4] and pieces.done == COUNT
+    assert contents(pieces.folder) == contents(store.folder)
+    pieces.fill(lambda *_: pytest.fail("nothing is missing"), 0)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [({"side": 32}, "side 64, now 32"), ({"ratio": 2}, "ratio 4, now 2"), ({"seed": 1}, "seed 0")],
+)
+def test_a_store_of_other_chunks_is_refused(
+    store: ChunkStore, change: dict[str, int], message: str
+) -> None:
+    """Not read as if its bytes were those of others."""
+    options = {"ratio": 4, "side": SIDE, "seed": 0} | change
+    before = contents(store.folder)
+    other = ChunkStore(store.folder, options["ratio"], COUNT, options["side"])
+    with pytest.raises(ValueError, match=f"holds other chunks .*{message}.* --chunk-cache$"):
+        other.fill(draw, options["seed"])
+    assert contents(store.folder) == before
+
+
+def test_a_store_grows_and_gives_a_part(store: ChunkStore, tmp_path: Path) -> None:
+    folder = shutil.copytree(store.folder, tmp_path / "ratio_4")
+    smaller, larger = (ChunkStore(folder, 4, count, SIDE) for count in (2, COUNT + 1))
+    smaller.fill(draw, 0)
+    assert smaller.done == 2 and contents(folder) == contents(store.folder)
+    larger.fill(draw, 0)
+    assert larger.done == COUNT + 1
+    for name in store.shapes:
+        assert np.array_equal(larger.array(name)[:COUNT], store.array(name))
+        assert larger.array(name)[COUNT].any()
+
+
+def test_mirrored_samples_have_mirrored_motion(store: ChunkStore) -> None:
+    """The warp by it is as near as that of the sample as it was, and so is the next frame's."""
+    seen = set()
+    pictures = to_float(torch.from_numpy(np.array(store.array("frames"))))
+    for seed in range(16):
+        sample = store.read(np.random.default_rng(seed), 3)
+        first = to_float(sample["chunk"])[:, 0]
+        flips = {
+            axes
+            for axes in ((), (-1,), (-2,), (-1, -2))
+            if any(torch.equal(first.flip(axes), stored[0]) for stored in pictures)
+        }
+        seen |= flips
+        times = torch.cat([torch.arange(5.0), sample["frame_times"]])
+        frames = torch.cat([sample["chunk"], sample["target"]], dim=1)
+        warped = warp(first[None], displacement(sample["motion"][None], times[None], 4))[0]
+        to_first = interpolate(sample["to_first"][None], NEXT_CELL)
+        # `to_first` leads from the next chunk's first frame back to this one's.
+        after = warp(first[None], to_first[:, :, None])[0, :, 0]
+        middle = (..., slice(16, -16), slice(16, -16))
+        for one, other in ((warped, to_float(frames)), (after, to_float(sample["following"]))):
+            assert (one - other)[middle].abs().mean() < 0.03, (seed, flips)
+    assert seen == {(), (-1,), (-2,), (-1, -2)}
+
+
+def test_targets_are_the_frames_at_their_times(store: ChunkStore) -> None:
+    """Any of the chunk but frame 0, and the extra ones; not the next chunk's first frame."""
+    frames = torch.from_numpy(np.array(store.array("frames"))).transpose(1, 2)  # [5, 3, 9, S, S]
+    times = store.array("times")
+    asked = set()
+    for seed in range(40):
+        sample = store.read(np.random.default_rng(seed), 3)
+        ((index, flip),) = [
+            (index, flip)
+            for index in range(COUNT)
+            for flip in ((), (-1,), (-2,), (-1, -2))
+            if torch.equal(frames[index, :, :5].flip(flip), sample["chunk"])
+        ]
+        stored, order = frames[index].flip(flip), [0, 1, 2, 3, 4, *times[index].tolist()]
+        places = [order.index(time) for time in sample["frame_times"].tolist()]
+        assert torch.equal(stored[:, places], sample["target"])
+        assert torch.equal(stored[:, 5], sample["following"])
+        assert len(set(places)) == 3
+        asked |= set(places)
+    assert asked == {1, 2, 3, 4, *range(6, 5 + NUM_EXTRAS)}
+
+
+# -- the objective ---------------------------------------------------------------------------------
+
+
+def given_of(store: ChunkStore, is_image: bool = False) -> Given:
+    samples = [store.read(np.random.default_rng(seed), 2) for seed in range(2)]
+    batch = {name: torch.stack([sample[name] for sample in samples]) for name in samples[0]}
+    chunk = to_float(batch["chunk"])
+    if is_image:
+        return Given(chunk[:, :, :1], chunk[:, :, :1], torch.zeros(2, 1), 0.0)
+    return Given(
+        chunk,
+        to_float(batch["target"]),
+        batch["frame_times"],
+        0.0,
+        to_float(batch["following"]),
+        batch["motion"],
+        batch["to_first"],
+    )
+
+
+@pytest.mark.parametrize("is_image", [True, False])
+def test_the_loss_of_one_batch_falls(store: ChunkStore, is_image: bool) -> None:
+    """And every parameter has a part in it, as processes that sum their gradients expect."""
+    model = make_small_model().train()
+    objective = MovingObjective(model, ObjectiveConfig(noise_only_share=0.5))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    losses = []
+    for _ in range(12):
+        arguments = objective.arguments(given_of(store, is_image), torch.Generator().manual_seed(0))
+        loss = objective(*arguments).mean()
+        loss.backward()
+        assert [name for name, one in model.named_parameters() if one.grad is None] == []
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    assert losses[-1] < losses[0] - 0.2, losses
+    assert set(objective.terms) == ({"first"} if is_image else {"first", "later"})
+
+
+def test_one_step_is_weighed_by_its_logarithm(store: ChunkStore) -> None:
+    """At t = 1 of an image; with the clean picture near t = 0 the error is over what is open."""
+    model = make_small_model()
+    objective = MovingObjective(model, ObjectiveConfig())
+    picture = given_of(store, is_image=True).target
+    noise, none = torch.randn(picture.shape), torch.zeros(2, 8, 2, 8, 8)
+    for t in (1.0, 0.1):
+        timestep = torch.full((2,), t)
+        with torch.no_grad():
+            content = model.encode_chunk(picture)[:, :, 0]
+            answer = model.predict_first(add_noise(picture, noise, timestep), timestep, content)
+            losses = objective(picture, picture, torch.zeros(2, 1), noise, timestep, none)
+        errors = (answer - picture).square().mean(dim=(1, 2, 3, 4))
+        # A Gaussian of deviation 0.1 under noise t: its variance, less what x_t tells.
+        left_open = 1 / (1 / 0.1**2 + (1 - t) ** 2 / t**2)
+        expected = (errors + ERROR_FLOOR).log() if t == 1 else errors / (left_open + 1e-4)
+        assert torch.allclose(losses, expected, rtol=1e-3), t
+
+
+def test_draws_of_the_objective(store: ChunkStore) -> None:
+    """Noise only as often as asked, other times at most 0.3; the next frame at times unknown."""
+    objective = MovingObjective(make_small_model(), ObjectiveConfig(noise_only_share=0.4))
+    given, times, without = given_of(store), [], 0
+    for seed in range(300):
+        arguments = objective.arguments(given, torch.Generator().manual_seed(seed))
+        times.append(arguments[4])
+        without += arguments[8] is None
+    every = torch.cat(times)
+    # 600 and 300 draws: standard deviations 2 and 3 %; four of them.
+    assert abs((every == 1).float().mean() - 0.4) < 0.08 and abs(without / 300 - 0.35) < 0.11
+    rest = every[every < 1]
+    assert rest.min() > 0 and rest.max() < 0.31 and rest.median() < 0.15
