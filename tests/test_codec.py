@@ -18,6 +18,7 @@ from regen.codec import (
     decode_file,
     encode_file,
     encode_frames,
+    fast_precision,
     reconstruct_file,
 )
 from regen.latents import read_latents
@@ -68,7 +69,7 @@ def sound(path: Path) -> np.ndarray:
 def in_memory(model, frames: np.ndarray, seed: int = 0, steps: int = 1) -> np.ndarray:
     """What the model makes of the whole video at once."""
     generator = torch.Generator().manual_seed(seed)
-    with torch.inference_mode():
+    with torch.inference_mode(), fast_precision(torch.device("cpu")):
         video = model(frames_to_video(frames)[None], steps, generator).sample
     return video_to_frames(video[0])
 
