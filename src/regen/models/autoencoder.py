@@ -565,7 +565,8 @@ class ChunkDecoder:
         model = self.model
         sources = model.move_content(first, following, latents, times)
         has_next = following is not None
-        # Choice: the noise of all frames of a chunk is one picture's.
+        # Choice: the noise of all frames of a chunk is one picture's. Detail that the steps invent
+        # then holds still from frame to frame.
         return euler_sample(
             lambda noisy, t: model.predict_later(noisy, t, latents, times, *sources, has_next),
             noise.expand(-1, -1, times.shape[1], -1, -1),
