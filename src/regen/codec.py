@@ -457,17 +457,17 @@ def _reconstruct_chunks(
     for index, (chunk, later) in enumerate(pairwise(chain(encoded, [None]))):
         assert chunk is not None
         frames, times, latents = chunk
-        size = frames.shape[1:3]
+        height, width = frames.shape[1:3]
         if decoder is None:
             again = decode_frames(
-                model, latents, len(frames), *size, num_inference_steps, generator
+                model, latents, len(frames), height, width, num_inference_steps, generator
             )
         else:
             if index == 0:
                 decoder.add(latents.to(model.device))
             if later is not None:
                 decoder.add(later[2].to(model.device))
-            again = decode_chunk(decoder, index, range(len(frames)), *size)
+            again = decode_chunk(decoder, index, range(len(frames)), height, width)
         yield frames, times, latents, again
 
 
