@@ -58,7 +58,8 @@ def item_of(folder: Path, name: str, source: str = "", photo=False) -> Item:
 
 def batch_config(**options) -> BatchConfig:
     sizes = {"crop": CROP, "video_batch_size": 4, "image_batch_size": 6}
-    return BatchConfig(**{"seed": 0, "num_steps": 100, "chunk_length": RATIO + 1} | sizes | options)
+    others = {"seed": 0, "num_steps": 100, "chunk_length": RATIO + 1, "color_augmentation": False}
+    return BatchConfig(**others | sizes | options)
 
 
 def write_clip(path: Path, num_frames: int = 12, height: int = 64, width: int = 72) -> None:

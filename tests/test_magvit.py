@@ -313,7 +313,7 @@ def test_in_context_latents_reach_the_video_and_positions_are_fixed() -> None:
                 parameter.normal_(0, 0.05)
     latents, times = torch.randn(1, 8, 2, 4, 4), torch.tensor([[0.0, 2.5]])
     noise, now = torch.randn(1, 3, 2, 32, 32), torch.ones(1)
-    predict = lambda one: model.predict(noise, now, one, times, None)  # noqa: E731
+    predict = lambda one: model.predict(noise, now, one, times)  # noqa: E731
     assert predict(latents).shape == noise.shape
     assert not torch.allclose(predict(latents), predict(latents + 1))
     added = model.conditioning(latents, times)

@@ -19,8 +19,8 @@ from regen.models.motion import GRID, NEXT_CELL, NUM_TERMS
 from regen.models.motion_estimation import estimate_motion, motion_to_next
 
 CHUNK_STREAM = 2**31 + 1  # in place of a rank: the draws of the store are its own
-# Choice: a model of 1 to 32x trains on chunks of these ratios; the weights are of batches, and of
-# the chunks on disk.
+# Choice: a model of 1 to 32x trains on chunks of these ratios, weighted so in batches and on disk.
+# It is used at all of them, mostly at 8x and 32x.
 RATIO_WEIGHTS = {32: 0.35, 16: 0.1, 8: 0.4, 4: 0.1, 2: 0.05}
 BATCH_SIZES = {32: 4, 16: 5, 8: 6, 4: 6, 2: 6}
 

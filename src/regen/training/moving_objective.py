@@ -14,7 +14,8 @@ from regen.models.patches import PATCH
 from regen.perceptual.lpips import LPIPS
 from regen.training.objective import Given, ObjectiveConfig
 
-# Choice: a part of the chunks goes without the next one's first frame, as the last of a video does.
+# Choice: a third of the chunks goes without the next one's first frame. The last chunk of a video
+# has none.
 NO_NEXT_PROBABILITY = 0.35
 LATER_WEIGHT = 2 / 3  # of a chunk's loss; the rest is of its first frame
 ERROR_FLOOR = 1e-5  # of a squared error: 53 dB
