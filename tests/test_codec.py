@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from test_motion import moved, smooth_picture
 
 from regen.chunking import ChunkGeometry
 from regen.codec import (
@@ -166,14 +167,15 @@ def test_encode_and_decode_are_reconstruct(tmp_path, small_model, times, storage
 
 
 def test_storage_changes_the_reconstruction_a_little(tmp_path, small_model):
-    source = write_video(tmp_path / "in.mkv", moving_frames(9))
+    frames = video_to_frames(moved(smooth_picture(48), (5.0, -3.0), (0.0, 0.0))[0])
+    source = write_video(tmp_path / "in.mkv", frames)
     out = {}
     for storage in ("float32", "bfloat16", "int8"):
         reconstruct_file(small_model, source, tmp_path / f"{storage}.mkv", storage=storage)
         out[storage] = read_frames(tmp_path / f"{storage}.mkv").astype(int)
     for storage in ("bfloat16", "int8"):
         difference = np.abs(out[storage] - out["float32"])
-        assert 0 < difference.mean() < 9  # of 255, by random weights; measured: 5.8
+        assert 0 < difference.mean() < 5  # of 255, by random weights
 
 
 @pytest.mark.parametrize("ending", [".mp4", ".webm", ".mkv"])
