@@ -116,9 +116,11 @@ def num_listed(container: Any, stream: Any) -> int:
 
 
 def num_shown(container: Any, stream: Any) -> int | None:
-    """Frames as the container declares them, less those that an edit list hides."""
+    """Frames as the container declares them, less those that an edit list hides; None: unknown."""
     if num_listed(container, stream):
-        return sum(not entry.is_discard for entry in stream.index_entries)
+        begins_with_key = stream.index_entries[0].is_keyframe  # else some cannot be decoded
+        shown = sum(not entry.is_discard for entry in stream.index_entries)
+        return shown if begins_with_key else None
     return stream.frames or None
 
 
