@@ -56,6 +56,11 @@ def test_keys_by_the_rule_of_webdataset(clip: Path, tmp_path: Path, capsys) -> N
         "cam.2024.02.mp4": data,
         "cam.2024.01.txt": b"one",
         "cam.2024.02.json": b'{"caption": "two"}',
+        "stereo.left.mp4": data,
+        "stereo.right.mp4": data,
+        "stereo.json": b'"both"',
+        "./A (v2.0, final).mp4": data,
+        "./A (v2.0, final).txt": b"spaces",
         "dir.v1/a.b.MP4": data,
         "dir.v1/a.b.Txt": b"dotted",
         "dir.v1/a.cap.txt": b"of the only clip, but after a.b.txt",
@@ -71,6 +76,9 @@ def test_keys_by_the_rule_of_webdataset(clip: Path, tmp_path: Path, capsys) -> N
     expected = {
         "cam.2024.01.mp4": "one",
         "cam.2024.02.mp4": "two",
+        "stereo.left.mp4": "both",
+        "stereo.right.mp4": "both",
+        "./A (v2.0, final).mp4": "spaces",
         "dir.v1/a.b.MP4": "dotted",
         "c.mp4": "before",
     }

@@ -192,6 +192,20 @@ def test_sound_with_a_cover_is_no_video(tmp_path: Path) -> None:
         open_video(path)
 
 
+def test_a_title_that_is_not_utf_8(tmp_path: Path) -> None:
+    path = tmp_path / "a.avi"
+    with av.open(str(path), "w") as container:
+        container.metadata["title"] = "A TITLE"
+        stream = container.add_stream("mpeg4", rate=FPS)
+        stream.width, stream.height = 64, 48
+        container.mux(stream.encode(av.VideoFrame.from_ndarray(moving_frame(0), format="rgb24")))
+        container.mux(stream.encode())
+    path.write_bytes(path.read_bytes().replace(b"A TITLE", "テスト ".encode("shift-jis")))
+    with pytest.raises(UnicodeDecodeError):
+        av.open(str(path))
+    assert len(read_frames(path)) == 1
+
+
 # --- damage ---
 
 

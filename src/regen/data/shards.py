@@ -158,8 +158,9 @@ def _pairs(
 ) -> Iterator[tuple[tarfile.TarInfo, list[dict[str, str]]]]:
     """The media of a sample, each with the texts that are about it, the first ones first.
 
-    Of a key with more dots, as in `cam.01.mp4` and `cam.02.mp4`, webdataset makes one sample: text
-    goes with the medium that has all but the last ending in common with it, or with the only one.
+    Of a key with more dots, as in `cam.01.mp4` and `cam.02.mp4`, webdataset makes one sample. Text
+    goes with the medium that has all but the last ending in common with it; `cam.json` with all
+    that have none such, and any text with the only medium.
     """
     media: dict[str, tarfile.TarInfo] = {}
     spoken: dict[str, list[tuple[int, str]]] = {}  # stem -> (rank, name) of texts
@@ -175,13 +176,14 @@ def _pairs(
             left.append(f"{member.name}: no clip, photo or text by its ending")
         elif member.name in texts:
             spoken.setdefault(stem, []).append((TEXT_ENDINGS.index(last), member.name))
+    own = {stem: sorted(spoken.pop(stem, [])) for stem in media}
+    is_of_all = {stem: bool(media) and (len(media) == 1 or not stem) for stem in spoken}
+    shared = sorted(one for stem, rest in spoken.items() if is_of_all[stem] for one in rest)
     for stem, medium in media.items():
-        about = spoken.pop(stem, [])
-        if len(media) == 1:
-            about += [one for rest in spoken.values() for one in rest]
-            spoken.clear()
-        yield medium, [texts[name] for _, name in sorted(about)]
-    left += [f"{name}: of no clip or photo" for rest in spoken.values() for _, name in rest]
+        yield medium, [texts[name] for _, name in (*own[stem], *shared)]
+    for stem, rest in spoken.items():
+        if not is_of_all[stem]:
+            left += [f"{name}: of no clip or photo" for _, name in rest]
 
 
 def _is_picture(member: tarfile.TarInfo) -> bool:

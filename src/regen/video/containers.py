@@ -23,6 +23,7 @@ from regen.video.media import PICTURE_FRAME_RATE, VideoError, one_line
 
 _TEXT_ART_FORMATS = ("tty", "bin", "xbin", "adf", "idf")  # FFmpeg renders text files as video
 _NO_VIDEO = av.stream.Disposition.attached_pic | av.stream.Disposition.timed_thumbnails
+_MAX_PIXELS = 178_956_970  # of a frame, as Pillow has it: a damaged header asks for more memory
 _NO_DISPLAY_TIMES = ("avi", "asf")  # they store dts alone, from which FFmpeg guesses pts
 _NUM_HEAD = 32  # packets that tell whether time stamps are in display order; H.264 reorders 16
 
@@ -100,11 +101,12 @@ def video_stream(container: Any, file: Path | BinaryIO, number: int | None = Non
 def decoder_of(stream: Any) -> Any:
     """The stream's own decoder, or for VP8 and VP9 with alpha the one that decodes that too."""
     names = {"vp8": "libvpx", "vp9": "libvpx-vp9"}
-    has_alpha = any(key.lower() == "alpha_mode" and value == "1"
-                    for key, value in stream.metadata.items())  # fmt: skip
-    if has_alpha and stream.codec_context.name in names:
-        return av.CodecContext.create(names[stream.codec_context.name], "r")
-    return stream.codec_context
+    decoder = stream.codec_context
+    has_alpha = ("alpha_mode", "1") in {(key.lower(), one) for key, one in stream.metadata.items()}
+    if has_alpha and decoder.name in names:
+        decoder = av.CodecContext.create(names[decoder.name], "r")
+    decoder.options = {"max_pixels": str(_MAX_PIXELS)}
+    return decoder
 
 
 def num_listed(container: Any, stream: Any) -> int:
@@ -114,9 +116,11 @@ def num_listed(container: Any, stream: Any) -> int:
 
 
 def num_shown(container: Any, stream: Any) -> int | None:
-    """Frames as the container declares them, less those that an edit list hides."""
+    """Frames as the container declares them, less those that an edit list hides; None: unknown."""
     if num_listed(container, stream):
-        return sum(not entry.is_discard for entry in stream.index_entries)
+        begins_with_key = stream.index_entries[0].is_keyframe  # else some cannot be decoded
+        shown = sum(not entry.is_discard for entry in stream.index_entries)
+        return shown if begins_with_key else None
     return stream.frames or None
 
 
