@@ -54,10 +54,11 @@ def count_frames(file: Path | BinaryIO) -> tuple[int, int, int]:
             times = None
     frames = ContainerFrames(file)
     first, count = None, 0
-    for frame, _ in frames:
+    for frame, stamp in frames:
         first = first or frame
         count += 1
-        if times is not None:
+        # A file may begin with what is called a key frame and needs more to be shown.
+        if times is not None and stamp == times.frames[0] * frames.stream.time_base:
             count = len(times.frames)
             break
     assert first is not None
