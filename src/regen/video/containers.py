@@ -167,7 +167,10 @@ class ContainerFrames:
             if len(streams) > 1:
                 index = streams.index(self.stream)
                 self._note(f"{len(streams)} video streams, {index} is read (--stream)")
-            yield from self._deinterlaced(self._decoded())
+            try:
+                yield from self._deinterlaced(self._decoded())
+            except (av.FFmpegError, OSError) as error:
+                raise self._damaged(error) from error
 
     def _note(self, text: str) -> None:
         if text not in self.notes:
@@ -323,8 +326,6 @@ def _deinterlacer(frame: Any) -> Any:
         video_size=f"{frame.width}x{frame.height}",
         pix_fmt=frame.format.name,
         time_base="1/1000",
-        colorspace=str(int(frame.colorspace)),
-        range=str(int(frame.color_range)),
     )
     graph.link_nodes(
         source, graph.add("bwdif", "mode=send_frame:deint=interlaced"), graph.add("buffersink")
