@@ -118,7 +118,8 @@ def test_alpha_of_webm_lies_on_white(tmp_path: Path, codec: str) -> None:
     assert np.array_equal(read_frames_at(path, [2], 5)[2], frames[2])
 
 
-def test_interlaced_is_deinterlaced(tmp_path: Path) -> None:
+@pytest.mark.parametrize("matrix", ["1", "5", "0"])  # BT.709, BT.601, and one that is no YUV
+def test_interlaced_is_deinterlaced(tmp_path: Path, matrix: str) -> None:
     """Of an object that moves 4 pixels from field to field the combing goes; times stay."""
     fields = [
         np.roll(np.tile(np.arange(96) // 24 % 2 * 200 + 20, (64, 1)), 4 * i, 1) for i in range(40)
@@ -127,8 +128,10 @@ def test_interlaced_is_deinterlaced(tmp_path: Path) -> None:
     for top, bottom in zip(fields[::2], fields[1::2], strict=True):
         frame = np.repeat(top[..., None], 3, axis=2).astype(np.uint8)
         frame[1::2] = bottom[1::2, :, None]
+        frame[..., 2] //= 2
         woven.append(frame)
-    path = make(tmp_path / "a.mp4", "libx264", woven, flags=str(1 << 18 | 1 << 29), crf="10")
+    flags = str(1 << 18 | 1 << 29)  # interlaced
+    path = make(tmp_path / "a.mp4", "libx264", woven, flags=flags, crf="10", colorspace=matrix)
     plain = [f.to_ndarray(format="rgb24") for f in av.open(str(path)).decode(video=0)]
 
     def combing(frame: np.ndarray) -> float:
@@ -140,6 +143,8 @@ def test_interlaced_is_deinterlaced(tmp_path: Path) -> None:
     assert reader.notes == ["interlaced, deinterlaced"]
     assert [one.time for one in frames] == [Fraction(i, FPS) for i in range(20)]
     assert combing(frames[9].pixels) < 0.2 * combing(plain[9])
+    colour, expected = (one.mean((0, 1)) for one in (frames[9].pixels, plain[9]))
+    assert abs(colour - expected).max() < 3
     found = read_frames_at(path, range(20), 20)
     assert all(np.array_equal(found[i], frames[i].pixels) for i in range(20))
 
@@ -168,7 +173,7 @@ def test_the_default_of_several_streams(tmp_path: Path) -> None:
     path = two_streams(tmp_path / "a.mkv")
     with open_video(path) as reader:
         assert (reader.info.width, reader.info.height) == (64, 48)
-        assert reader.notes == ["2 video streams, read is 1"]
+        assert reader.notes == ["2 video streams, 1 is read (--stream)"]
         assert next(iter(reader)).pixels.shape == (48, 64, 3)
     assert read_frames_at(path, [3], 6)[3].shape == (48, 64, 3)
     assert open_video(path, stream=0).info.width == 32
@@ -314,8 +319,13 @@ def test_sound_without_time_stamps(tmp_path: Path, ending: str) -> None:
     assert None in stamps
     assert copy(source, tmp_path / f"b{ending}") == []
     _, expected, _ = sound_of(tmp_path / "a.wmv")
-    _, start, samples = sound_of(tmp_path / f"b{ending}")
-    assert abs(start - expected) < 0.03 and len(samples) > 45000
+    _, start, _ = sound_of(tmp_path / f"b{ending}")
+    assert abs(start - expected) < 0.03
+    lengths = []
+    for path in (source, tmp_path / f"b{ending}"):
+        with av.open(str(path)) as container:
+            lengths.append(sum(frame.samples for frame in container.decode(audio=0)))
+    assert abs(lengths[1] - lengths[0]) < 1500
     assert len(read_frames(tmp_path / f"b{ending}")) == FPS
 
 

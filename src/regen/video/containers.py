@@ -116,11 +116,9 @@ def num_listed(container: Any, stream: Any) -> int:
 
 
 def num_shown(container: Any, stream: Any) -> int | None:
-    """Frames as the container declares them, less those that an edit list hides; None: unknown."""
+    """Frames as the container declares them, less those that an edit list hides."""
     if num_listed(container, stream):
-        begins_with_key = stream.index_entries[0].is_keyframe  # else some cannot be decoded
-        shown = sum(not entry.is_discard for entry in stream.index_entries)
-        return shown if begins_with_key else None
+        return sum(not entry.is_discard for entry in stream.index_entries)
     return stream.frames or None
 
 
@@ -155,89 +153,109 @@ class ContainerFrames:
         self, file: Path | BinaryIO, number: int | None = None, skip_damaged: bool = False
     ) -> None:
         self.file, self.number, self.skip_damaged = file, number, skip_damaged
-        self.container: Any = None
-        self.stream: Any = None
-        self.end: Fraction | None = None
         self.notes: list[str] = []
-        self._num_failed = 0
-        self._early: dict[int, int] = {}
-        self._stamps: list[int] = []  # a heap
 
     def __iter__(self) -> Iterator[tuple[Any, Fraction | None]]:
-        self._num_failed = 0
+        self.end: Fraction | None = None
+        self._count, self._num_failed, self._num_concealed = 0, 0, 0
+        self._first: Fraction | None = None  # time stamps, and the shortest time between two
+        self._last: Fraction | None = None
+        self._shortest: Fraction | None = None
         with open_container(self.file) as self.container:
             self.stream = video_stream(self.container, self.file, self.number)
             streams = video_streams(self.container)
             if len(streams) > 1:
-                self._note(f"{len(streams)} video streams, read is {streams.index(self.stream)}")
-            yield from self._deinterlaced(self._decoded())
+                index = streams.index(self.stream)
+                self._note(f"{len(streams)} video streams, {index} is read (--stream)")
+            try:
+                yield from self._deinterlaced(self._decoded())
+            except (av.FFmpegError, OSError) as error:
+                raise self._damaged(error) from error
 
     def _note(self, text: str) -> None:
         if text not in self.notes:
             self.notes.append(text)
 
     def _decoded(self) -> Iterator[tuple[Any, Fraction | None]]:
-        container, stream, file = self.container, self.stream, self.file
-        decoder = decoder_of(stream)
+        decoder = decoder_of(self.stream)
         decoder.thread_type = "AUTO"
-        first: Fraction | None = None
-        last: Fraction | None = None
-        shortest: Fraction | None = None
-        size = None
-        count, num_packets, num_concealed = 0, 0, 0
-        cut = False
+        size, num_packets, cut = None, 0, False
         try:
             for packet in self._packets():
                 num_packets += packet.size > 0
                 # Broadcast recordings often have corrupt packets.
-                cut = packet.is_corrupt and "mpegts" not in container.format.name
+                cut = packet.is_corrupt and "mpegts" not in self.container.format.name
                 for frame in self._decode(decoder, packet, cut):
                     size = size or (frame.width, frame.height)
                     if (frame.width, frame.height) != size:
                         raise VideoError(
-                            f"{file}: the picture changes from {size[0]}x{size[1]} to "
-                            f"{frame.width}x{frame.height} after frame {count}; expected one size: "
-                            "split the file"
+                            f"{self.file}: the picture changes from {size[0]}x{size[1]} to "
+                            f"{frame.width}x{frame.height} after frame {self._count}; expected one "
+                            "size: split the file"
                         )
-                    if frame.is_corrupt and self.skip_damaged:
-                        self._num_failed += 1
-                        continue
-                    num_concealed += frame.is_corrupt
-                    count += 1
-                    stamp = self._stamp_of(frame)
-                    before, last = last, None if stamp is None else stamp * stream.time_base
-                    first = last if first is None else first
-                    if before is not None and last is not None and before < last:
-                        shortest = min(shortest or last - before, last - before)
-                    self._look_at(frame)
-                    yield frame, last
+                    yield frame, self._time_of(frame)
                 if cut and not self.skip_damaged:
                     break
         except (av.FFmpegError, OSError) as error:
             if not self.skip_damaged:
-                raise _damaged(file, count, error) from error
+                raise self._damaged(error) from error
             self._num_failed += 1
-        listed = num_listed(container, stream)
-        is_short = num_packets < listed or (not listed and _is_cut_short(file, container))
-        if (cut or is_short) and not self.skip_damaged:
-            raise _damaged(file, count, "the file is cut short")
-        if count == 0:
+        listed = num_listed(self.container, self.stream)
+        self._conclude(cut or num_packets < listed or (not listed and self._is_cut_short()))
+
+    def _decode(self, decoder: Any, packet: Any, cut: bool) -> list[Any]:
+        if not self.skip_damaged:
+            frames = decoder.decode(None if cut else packet)
+            self._num_concealed += sum(frame.is_corrupt for frame in frames)
+            return frames
+        try:
+            frames = decoder.decode(packet)
+        except (av.FFmpegError, OSError):
+            self._num_failed += 1
+            return []
+        whole = [frame for frame in frames if not frame.is_corrupt]
+        self._num_failed += len(frames) - len(whole)
+        return whole
+
+    def _time_of(self, frame: Any) -> Fraction | None:
+        """The frame's time stamp in s; takes note of it and of what the frame is."""
+        if kind := hdr_kind(frame):
+            self._note(f"HDR ({kind}), tone-mapped to SDR")
+        if frame.interlaced_frame:
+            self._note("interlaced, deinterlaced")
+        stamp = self._stamp_of(frame)
+        time = None if stamp is None else stamp * self.stream.time_base
+        if self._last is not None and time is not None and self._last < time:
+            self._shortest = min(self._shortest or time - self._last, time - self._last)
+        self._first = time if self._first is None else self._first
+        self._last, self._lasting = time, frame.duration * self.stream.time_base
+        self._count += 1
+        return time
+
+    def _conclude(self, is_short: bool) -> None:
+        """After the last frame: where it ends, and what was wrong. `is_short`: the file is cut."""
+        if is_short and not self.skip_damaged:
+            raise self._damaged("the file is cut short")
+        if self._count == 0:
             raise VideoError(
-                f"{file}: no frame can be decoded; the file is damaged or has no picture"
+                f"{self.file}: no frame can be decoded; the file is damaged or has no picture"
             )
-        if num_concealed:
-            self._note(f"{num_concealed} damaged frames, shown as far as they could be decoded")
+        if self._num_concealed:
+            self._note(f"{self._num_concealed} damaged frames, as far as they could be decoded")
         if self._num_failed or is_short:
-            expected = num_shown(container, stream) if listed else None
-            if expected is None and first is not None and last is not None:
-                expected = round((last - first) * (stream.average_rate or PICTURE_FRAME_RATE)) + 1
-            lost = max(self._num_failed, (expected or 0) - count)
-            self._note(f"damaged: {lost} frames{' or more' if is_short else ''} are lost")
-        self.end = stream_end(container, stream)
-        if last is not None and (self.end is None or self.end <= last):
-            stated = 0 if self._is_guessed() else frame.duration
-            lasting = Fraction(stated * stream.time_base) or shortest
-            self.end = None if lasting is None else last + lasting
+            expected = 0
+            if num_listed(self.container, self.stream):
+                expected = num_shown(self.container, self.stream) or 0
+            elif self._first is not None and self._last is not None:
+                rate = self.stream.average_rate or PICTURE_FRAME_RATE
+                expected = round((self._last - self._first) * rate) + 1
+            num_lost = max(self._num_failed, expected - self._count)
+            self._note(f"damaged: {num_lost} frames{' or more' if is_short else ''} are lost")
+        self.end = stream_end(self.container, self.stream)
+        if self._last is not None and (self.end is None or self.end <= self._last):
+            lasting = None if self._is_guessed() else self._lasting
+            lasting = lasting or self._shortest
+            self.end = None if lasting is None else self._last + lasting
 
     def _packets(self) -> Iterator[Any]:
         packets = self.container.demux(self.stream)
@@ -246,7 +264,8 @@ class ContainerFrames:
         pts = [packet.pts for packet in head if packet.size]
         in_order = is_guessed or is_in_decoding_order(self.stream, pts)
         has_begun = False
-        self._early, self._stamps = {}, []
+        self._early: dict[int, int] = {}
+        self._stamps: list[int] = []  # a heap
         for packet in chain(head, packets):
             has_begun = has_begun or packet.is_keyframe
             stamp = packet.dts if is_guessed else packet.pts
@@ -269,38 +288,35 @@ class ContainerFrames:
             return self._early.pop(frame.pts)
         return heapq.heappop(self._stamps) if self._stamps else frame.pts
 
-    def _decode(self, decoder: Any, packet: Any, cut: bool) -> list[Any]:
-        if not self.skip_damaged:
-            return decoder.decode(None if cut else packet)
-        try:
-            return decoder.decode(packet)
-        except (av.FFmpegError, OSError):
-            self._num_failed += 1
-            return []
-
-    def _look_at(self, frame: Any) -> None:
-        if kind := hdr_kind(frame):
-            self._note(f"HDR ({kind}), tone-mapped to SDR")
-        if frame.interlaced_frame:
-            self._note("interlaced, deinterlaced")
-
     def _deinterlaced(
         self, frames: Iterator[tuple[Any, Fraction | None]]
     ) -> Iterator[tuple[Any, Fraction | None]]:
         """As many frames, at the same times; from the first interlaced one through bwdif."""
-        graph: Any = None
+        graph, kind = None, ""
         times: deque[Fraction | None] = deque()
         for frame, time in frames:
             if graph is None and not frame.interlaced_frame:
                 yield frame, time
                 continue
-            graph = graph or _deinterlacer(frame)
+            if frame.format.name != kind:
+                yield from _pulled(graph, None, times)
+                graph, kind = _deinterlacer(frame), frame.format.name
             times.append(time)
-            graph.push(frame)
-            yield from _pulled(graph, times)
-        if graph is not None:
-            graph.push(None)
-            yield from _pulled(graph, times)
+            yield from _pulled(graph, frame, times)
+        yield from _pulled(graph, None, times)
+
+    def _is_cut_short(self) -> bool:
+        """Whether what the container states lies past the end of the file."""
+        if isinstance(self.file, Path):
+            with self.file.open("rb") as opened:
+                return _ends_early(opened, self.container.format.name)
+        return _ends_early(self.file, self.container.format.name)
+
+    def _damaged(self, reason: object) -> VideoError:
+        return VideoError(
+            f"{self.file}: reading stops after frame {self._count} ({one_line(reason)}); get the "
+            "file again in full, or read past the damage: --skip-damaged"
+        )
 
 
 def _deinterlacer(frame: Any) -> Any:
@@ -310,8 +326,6 @@ def _deinterlacer(frame: Any) -> Any:
         video_size=f"{frame.width}x{frame.height}",
         pix_fmt=frame.format.name,
         time_base="1/1000",
-        colorspace=str(int(frame.colorspace)),
-        range=str(int(frame.color_range)),
     )
     graph.link_nodes(
         source, graph.add("bwdif", "mode=send_frame:deint=interlaced"), graph.add("buffersink")
@@ -320,31 +334,22 @@ def _deinterlacer(frame: Any) -> Any:
     return graph
 
 
-def _pulled(graph: Any, times: deque[Fraction | None]) -> Iterator[tuple[Any, Fraction | None]]:
-    while times:
+def _pulled(
+    graph: Any, frame: Any, times: deque[Fraction | None]
+) -> Iterator[tuple[Any, Fraction | None]]:
+    """What the graph gives for a frame; for None, the rest. Nothing where there is no graph."""
+    if graph is not None:
+        graph.push(frame)
+    while graph is not None and times:
         try:
-            frame = graph.pull()
+            made = graph.pull()
         except (av.BlockingIOError, av.EOFError):
             return
-        yield frame, times.popleft()
-
-
-def _damaged(file: Path | BinaryIO, count: int, reason: object) -> VideoError:
-    return VideoError(
-        f"{file}: reading stops after frame {count} ({one_line(reason)}); get the file again in "
-        "full, or read past the damage: --skip-damaged"
-    )
-
-
-def _is_cut_short(file: Path | BinaryIO, container: Any) -> bool:
-    """Whether the sizes or the end mark that the container states lie past the end of the file."""
-    if isinstance(file, Path):
-        with file.open("rb") as opened:
-            return _ends_early(opened, container.format.name)
-    return _ends_early(file, container.format.name)
+        yield made, times.popleft()
 
 
 def _ends_early(file: BinaryIO, format_name: str) -> bool:
+    """Whether the sizes or the end mark of a container lie past the end of the file."""
     num_bytes = file.seek(0, os.SEEK_END)
     if "matroska" in format_name:
         file.seek(0)

@@ -19,7 +19,8 @@ from regen.video.media import (
 
 _PILLOW_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF")
 _EXIF_ORIENTATION = 0x0112
-_UNREADABLE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)
+# MemoryError: damaged lengths ask for gigabytes.
+_UNREADABLE = (OSError, ValueError, SyntaxError, MemoryError, Image.DecompressionBombError)
 
 
 def open_folder(path: Path) -> tuple[VideoInfo, list[Path]]:

@@ -9,6 +9,7 @@ frames do not come out of the decoder as its times say. Takes a path, or bytes t
 
 import bisect
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import groupby, pairwise
 from pathlib import Path
@@ -26,7 +27,7 @@ from regen.video.containers import (
     open_container,
     video_stream,
 )
-from regen.video.media import VideoError, one_line
+from regen.video.media import VideoError
 
 # A packet of theirs is a frame, and a key frame needs none before it.
 _SEEKABLE_CODECS = ("h264", "hevc", "vp9", "av1", "ffv1", "mjpeg")
@@ -47,17 +48,18 @@ def count_frames(file: Path | BinaryIO) -> tuple[int, int, int]:
     """
     with open_container(file) as container:
         stream = video_stream(container, file)
-        times = _list_times(container, stream, file)
         try:
+            times = _list_times(container, stream)
             container.seek(0)
-        except av.FFmpegError:
+        except (av.FFmpegError, OSError):
             times = None
     frames = ContainerFrames(file)
     first, count = None, 0
-    for frame, _ in frames:
+    for frame, stamp in frames:
         first = first or frame
         count += 1
-        if times is not None:
+        # A file may begin with what is called a key frame and needs more to be shown.
+        if times is not None and stamp == times.frames[0] * frames.stream.time_base:
             count = len(times.frames)
             break
     assert first is not None
@@ -77,25 +79,25 @@ def read_frames_at(
     wanted = sorted(set(indices))
     with open_container(file) as container:
         stream = video_stream(container, file)
-        times = _list_times(container, stream, file)
-        if times is not None and len(times.frames) == num_frames and wanted[-1] < num_frames:
-            found = _seek_all(container, stream, times, [times.frames[i] for i in wanted], file)
-            if len(found) == len(wanted):
-                return dict(zip(wanted, (found[times.frames[i]] for i in wanted), strict=True))
+        with suppress(av.FFmpegError, OSError):  # said, if it is so, in reading from the start
+            times = _list_times(container, stream)
+            if times is not None and len(times.frames) == num_frames and wanted[-1] < num_frames:
+                found = _seek_all(container, stream, times, [times.frames[i] for i in wanted])
+                if len(found) == len(wanted):
+                    return {index: found[times.frames[index]] for index in wanted}
     return _read_from_start(file, wanted)
 
 
-def _list_times(container: Any, stream: Any, file: Path | BinaryIO) -> _Times | None:
+def _list_times(container: Any, stream: Any) -> _Times | None:
     """Of all packets, without decoding; None where they do not tell the frames."""
     all_pts: list[int | None] = []
     all_dts: list[int] = []
     frames: list[int] = []
     keys: list[int] = []
-    begins_with_key, is_whole = False, True
-    for packet in _guarded(container.demux(stream), file):
+    is_whole = True
+    for packet in container.demux(stream):
         if packet.size == 0:
             continue
-        begins_with_key = begins_with_key or (packet.is_keyframe and not all_pts)
         is_whole = is_whole and not packet.is_corrupt
         all_pts.append(packet.pts)
         if packet.dts is not None:
@@ -105,23 +107,20 @@ def _list_times(container: Any, stream: Any, file: Path | BinaryIO) -> _Times | 
                 keys.append(packet.pts)
             if not packet.is_discard:  # before the start that an edit list sets
                 frames.append(packet.pts)
-    if len(all_pts) < num_listed(container, stream):
-        raise VideoError(f"{file}: the file is cut short; get it again in full")
     is_clear = (
-        stream.codec_context.name in _SEEKABLE_CODECS
-        and begins_with_key
+        len(all_pts) >= num_listed(container, stream)
+        and stream.codec_context.name in _SEEKABLE_CODECS
         and is_whole
         and None not in all_pts
         and not is_in_decoding_order(stream, all_pts)
         and all(a < b for a, b in pairwise(all_dts))
-        and len(set(frames)) == len(frames) > 0
-        and min(frames) >= keys[0]
+        and len(set(frames)) == len(frames) > 0 < len(keys)
     )
     return _Times(sorted(frames), sorted(keys)) if is_clear else None
 
 
 def _seek_all(
-    container: Any, stream: Any, times: _Times, wanted: Sequence[int], file: Path | BinaryIO
+    container: Any, stream: Any, times: _Times, wanted: Sequence[int]
 ) -> dict[int, np.ndarray]:
     """Pictures at the presentation times `wanted` (sorted), as far as seeking finds them."""
 
@@ -134,7 +133,7 @@ def _seek_all(
     decoder.thread_count = 1  # the processes that prepare batches are many
     for key, group in groupby(wanted, key_before):
         before = None
-        for frame in _guarded(_decode_from(container, stream, decoder, key, set(group)), file):
+        for frame in _decode_from(container, stream, decoder, key, set(group)):
             is_misplaced = frame.pts is None or (before is not None and frame.pts <= before)
             if is_misplaced or frame.interlaced_frame:
                 return {}  # the times are not to be trusted, or neighbours are needed
@@ -176,11 +175,3 @@ def _read_from_start(file: Path | BinaryIO, wanted: Sequence[int]) -> dict[int, 
             if len(found) == len(wanted):
                 return found
     raise VideoError(f"{file}: frame {wanted[-1]} is asked for, {index + 1} can be read")
-
-
-def _guarded(parts: Iterable[Any], file: Path | BinaryIO) -> Iterator[Any]:
-    """The same, with PyAV's errors as VideoError."""
-    try:
-        yield from parts
-    except (av.FFmpegError, OSError) as error:
-        raise VideoError(f"{file}: reading stops ({one_line(error)})") from error
