@@ -168,7 +168,7 @@ def test_the_default_of_several_streams(tmp_path: Path) -> None:
     path = two_streams(tmp_path / "a.mkv")
     with open_video(path) as reader:
         assert (reader.info.width, reader.info.height) == (64, 48)
-        assert reader.notes == ["2 video streams, read is 1"]
+        assert reader.notes == ["2 video streams, 1 is read (--stream)"]
         assert next(iter(reader)).pixels.shape == (48, 64, 3)
     assert read_frames_at(path, [3], 6)[3].shape == (48, 64, 3)
     assert open_video(path, stream=0).info.width == 32
@@ -314,8 +314,13 @@ def test_sound_without_time_stamps(tmp_path: Path, ending: str) -> None:
     assert None in stamps
     assert copy(source, tmp_path / f"b{ending}") == []
     _, expected, _ = sound_of(tmp_path / "a.wmv")
-    _, start, samples = sound_of(tmp_path / f"b{ending}")
-    assert abs(start - expected) < 0.03 and len(samples) > 45000
+    _, start, _ = sound_of(tmp_path / f"b{ending}")
+    assert abs(start - expected) < 0.03
+    lengths = []
+    for path in (source, tmp_path / f"b{ending}"):
+        with av.open(str(path)) as container:
+            lengths.append(sum(frame.samples for frame in container.decode(audio=0)))
+    assert abs(lengths[1] - lengths[0]) < 1500
     assert len(read_frames(tmp_path / f"b{ending}")) == FPS
 
 

@@ -116,11 +116,9 @@ def num_listed(container: Any, stream: Any) -> int:
 
 
 def num_shown(container: Any, stream: Any) -> int | None:
-    """Frames as the container declares them, less those that an edit list hides; None: unknown."""
+    """Frames as the container declares them, less those that an edit list hides."""
     if num_listed(container, stream):
-        begins_with_key = stream.index_entries[0].is_keyframe  # else some cannot be decoded
-        shown = sum(not entry.is_discard for entry in stream.index_entries)
-        return shown if begins_with_key else None
+        return sum(not entry.is_discard for entry in stream.index_entries)
     return stream.frames or None
 
 
@@ -169,7 +167,8 @@ class ContainerFrames:
             self.stream = video_stream(self.container, self.file, self.number)
             streams = video_streams(self.container)
             if len(streams) > 1:
-                self._note(f"{len(streams)} video streams, read is {streams.index(self.stream)}")
+                index = streams.index(self.stream)
+                self._note(f"{len(streams)} video streams, {index} is read (--stream)")
             yield from self._deinterlaced(self._decoded())
 
     def _note(self, text: str) -> None:

@@ -38,7 +38,7 @@ class VideoInfo:
     height: int
     frame_rate: Fraction  # average, frames per second
     time_base: Fraction  # s, unit of the time stamps
-    num_frames: int | None  # as the container declares it; exact for pictures and folders
+    num_frames: int | None  # as declared; None: unknown; exact for pictures and folders
     duration_s: float | None  # as the container declares it
     codec: str
     pixel_format: str

@@ -156,8 +156,10 @@ def video_to_frames(video: torch.Tensor) -> np.ndarray:
 
 def _container_info(path: Path, frames: ContainerFrames) -> VideoInfo:
     started = iter(frames)
-    frame, _ = next(started)
+    frame, stamp = next(started)
     container, stream = frames.container, frames.stream
+    start = stream.start_time
+    is_whole = None in (start, stamp) or stamp <= start * stream.time_base
     quarter_turns, _ = frame_orientation(frame)
     turned = quarter_turns % 2 == 1
     lasting = frame.duration * stream.time_base if frame.duration else 0
@@ -172,7 +174,7 @@ def _container_info(path: Path, frames: ContainerFrames) -> VideoInfo:
         height=frame.width if turned else frame.height,
         frame_rate=Fraction(rate),
         time_base=stream.time_base,
-        num_frames=num_shown(container, stream),
+        num_frames=num_shown(container, stream) if is_whole else None,
         duration_s=None if duration is None else float(duration),
         codec=stream.codec_context.codec.canonical_name,
         pixel_format=frame.format.name,

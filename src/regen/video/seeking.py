@@ -54,10 +54,11 @@ def count_frames(file: Path | BinaryIO) -> tuple[int, int, int]:
             times = None
     frames = ContainerFrames(file)
     first, count = None, 0
-    for frame, _ in frames:
+    for frame, stamp in frames:
         first = first or frame
         count += 1
-        if times is not None:
+        # A file may begin with what is called a key frame and needs more to be shown.
+        if times is not None and stamp == times.frames[0] * frames.stream.time_base:
             count = len(times.frames)
             break
     assert first is not None
@@ -91,11 +92,10 @@ def _list_times(container: Any, stream: Any, file: Path | BinaryIO) -> _Times | 
     all_dts: list[int] = []
     frames: list[int] = []
     keys: list[int] = []
-    begins_with_key, is_whole = False, True
+    is_whole = True
     for packet in _guarded(container.demux(stream), file):
         if packet.size == 0:
             continue
-        begins_with_key = begins_with_key or (packet.is_keyframe and not all_pts)
         is_whole = is_whole and not packet.is_corrupt
         all_pts.append(packet.pts)
         if packet.dts is not None:
@@ -109,13 +109,11 @@ def _list_times(container: Any, stream: Any, file: Path | BinaryIO) -> _Times | 
         raise VideoError(f"{file}: the file is cut short; get it again in full")
     is_clear = (
         stream.codec_context.name in _SEEKABLE_CODECS
-        and begins_with_key
         and is_whole
         and None not in all_pts
         and not is_in_decoding_order(stream, all_pts)
         and all(a < b for a, b in pairwise(all_dts))
-        and len(set(frames)) == len(frames) > 0
-        and min(frames) >= keys[0]
+        and len(set(frames)) == len(frames) > 0 < len(keys)
     )
     return _Times(sorted(frames), sorted(keys)) if is_clear else None
 
