@@ -65,13 +65,13 @@ class Trainer:
     def __init__(self, preset: str, weights: str, changes: list[str]) -> None:
         from diffusers.training_utils import EMAModel
 
-        from regen.models import dit
-        from regen.models.autoencoder import AutoencoderREGEN
-        from regen.models.loading import load_model
-        from regen.models.presets import PRESETS
+        from regen.loading import load_model
+        from regen.model import dit
+        from regen.model.autoencoder import AutoencoderREGEN
+        from regen.model.objective import ObjectiveConfig, REGENObjective
+        from regen.model.presets import PRESETS
         from regen.training import loop
         from regen.training.config import TrainConfig
-        from regen.training.objective import ObjectiveConfig, REGENObjective
 
         torch.manual_seed(0)
         self.model = AutoencoderREGEN(**PRESETS[preset]()).train()
@@ -180,7 +180,7 @@ def wait_share(preset: str, weights: str, num_steps: int) -> float:
     """Share of the time that steps of this checkout wait for `regen train`'s loader."""
     from regen.data.batches import BatchConfig, TrainingBatches, to_float
     from regen.data.clips import prepare_clips
-    from regen.training.loading import TimedLoader
+    from regen.training.timed_loader import TimedLoader
     from regen.video import VideoWriter
 
     with tempfile.TemporaryDirectory() as name:

@@ -12,11 +12,11 @@ from test_motion import constant_field, smooth_picture
 
 from regen.data.batches import to_float
 from regen.flow import add_noise
-from regen.models.motion import NEXT_CELL, displacement, interpolate, warp
+from regen.model.motion import NEXT_CELL, displacement, interpolate, warp
+from regen.model.moving_objective import ERROR_FLOOR, MovingObjective
+from regen.model.objective import Given, ObjectiveConfig
 from regen.training import chunk_store
 from regen.training.chunk_store import NUM_EXTRAS, ChunkStore
-from regen.training.moving_objective import ERROR_FLOOR, MovingObjective
-from regen.training.objective import Given, ObjectiveConfig
 
 SIDE, COUNT = 64, 5
 
