@@ -178,9 +178,10 @@ def compare(options: argparse.Namespace) -> None:
 
 def wait_share(preset: str, weights: str, num_steps: int) -> float:
     """Share of the time that steps of this checkout wait for `regen train`'s loader."""
-    from regen.data.batches import BatchConfig, TrainingBatches, to_float
+    from regen.chunking import to_float
+    from regen.data.batches import BatchConfig, TrainingBatches
     from regen.data.clips import prepare_clips
-    from regen.training.timed_loader import TimedLoader
+    from regen.training.loop import TimedLoader
     from regen.video import VideoWriter
 
     with tempfile.TemporaryDirectory() as name:

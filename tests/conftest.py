@@ -6,13 +6,13 @@ import pytest
 import torch
 
 from regen.model.autoencoder import AutoencoderREGEN
-from regen.model.presets import natural_32x
+from regen.model.presets import PRESETS
 from regen.perceptual import weights
 
 torch.set_num_threads(1)  # the models and pictures are so small that threads only cost
 
 # `natural_32x`, narrow, of one block, and with k = 8.
-SMALL = natural_32x() | {
+SMALL = PRESETS["natural_32x"]() | {
     "temporal_compression_ratio": 8,
     "encoder_block_out_channels": (8, 8),
     "encoder_strides": ((2, 1), (1, 1)),

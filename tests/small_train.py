@@ -17,15 +17,15 @@ from accelerate.state import AcceleratorState, PartialState
 from conftest import SMALL
 
 from regen.cli import main
-from regen.model.presets import MAGVIT_PRESETS, PRESETS, magvit_small_8x, small_8x
+from regen.model.presets import MAGVIT_PRESETS, PRESETS
 from regen.t2v.presets import GENERATOR_PRESETS
-from regen.training import checkpoint, embedder, loop, start
+from regen.training import checkpoint, embedder, loop
 from regen.training.config import RunConfig, run_options
 
 # The paper's method with 60,000 parameters: what is tested is the loop around them. A model of
 # moving content, which trains from a store of chunks, is the preset `natural_test`.
 TEST_PRESET = {
-    **small_8x(),
+    **PRESETS["small_8x"](),
     "num_layers": 1,
     "num_attention_heads": 2,
     "attention_head_dim": 16,
@@ -35,7 +35,7 @@ TEST_PRESET = {
 
 # The same of the baseline, as the preset `magvit_test`.
 MAGVIT_TEST_PRESET = {
-    **magvit_small_8x(),
+    **MAGVIT_PRESETS["magvit_small_8x"](),
     "encoder_block_out_channels": (8,) * 4,
     "decoder_block_out_channels": (16,) * 4,
 }
@@ -72,7 +72,7 @@ def make_small(patch: pytest.MonkeyPatch) -> None:
     patch.setitem(PRESETS, "natural_test", lambda: dict(SMALL))
     patch.setitem(MAGVIT_PRESETS, "magvit_test", lambda: dict(MAGVIT_TEST_PRESET))
     patch.setitem(GENERATOR_PRESETS, "test", lambda: dict(SMALL_TRANSFORMER))
-    patch.setattr(start, "NUM_LINEAR_BATCHES", 4)
+    patch.setattr(embedder, "NUM_LINEAR_BATCHES", 4)
     patch.setattr(embedder, "SHORT_RATIO", 4)
     patch.setattr(loop, "LOG_EVERY", 1)
 

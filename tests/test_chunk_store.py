@@ -10,11 +10,12 @@ import torch
 from conftest import make_small_model
 from test_motion import constant_field, smooth_picture
 
-from regen.data.batches import to_float
+from regen.chunking import to_float
 from regen.flow import add_noise
 from regen.model.motion import NEXT_CELL, displacement, interpolate, warp
+from regen.model.moving_content import predict_first
 from regen.model.moving_objective import ERROR_FLOOR, MovingObjective
-from regen.model.objective import Given, ObjectiveConfig
+from regen.model.objective import ObjectiveConfig
 from regen.training import chunk_store
 from regen.training.chunk_store import NUM_EXTRAS, ChunkStore
 
@@ -145,21 +146,13 @@ def test_targets_are_the_frames_at_their_times(store: ChunkStore) -> None:
 # -- the objective ---------------------------------------------------------------------------------
 
 
-def given_of(store: ChunkStore, is_image: bool = False) -> Given:
+def batch_of(store: ChunkStore, is_image: bool = False) -> dict[str, torch.Tensor]:
     samples = [store.read(np.random.default_rng(seed), 2) for seed in range(2)]
     batch = {name: torch.stack([sample[name] for sample in samples]) for name in samples[0]}
-    chunk = to_float(batch["chunk"])
     if is_image:
-        return Given(chunk[:, :, :1], chunk[:, :, :1], torch.zeros(2, 1), 0.0)
-    return Given(
-        chunk,
-        to_float(batch["target"]),
-        batch["frame_times"],
-        0.0,
-        to_float(batch["following"]),
-        batch["motion"],
-        batch["to_first"],
-    )
+        first = batch["chunk"][:, :, :1]
+        return {"chunk": first, "target": first, "frame_times": torch.zeros(2, 1)}
+    return batch
 
 
 @pytest.mark.parametrize("is_image", [True, False])
@@ -170,8 +163,8 @@ def test_the_loss_of_one_batch_falls(store: ChunkStore, is_image: bool) -> None:
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
     losses = []
     for _ in range(12):
-        arguments = objective.arguments(given_of(store, is_image), torch.Generator().manual_seed(0))
-        loss = objective(*arguments).mean()
+        inputs = objective.prepare(batch_of(store, is_image), torch.Generator().manual_seed(0))
+        loss = objective(**inputs).mean()
         loss.backward()
         assert [name for name, one in model.named_parameters() if one.grad is None] == []
         optimizer.step()
@@ -185,13 +178,13 @@ def test_one_step_is_weighed_by_its_logarithm(store: ChunkStore) -> None:
     """At t = 1 of an image; with the clean picture near t = 0 the error is over what is open."""
     model = make_small_model()
     objective = MovingObjective(model, ObjectiveConfig())
-    picture = given_of(store, is_image=True).target
+    picture = to_float(batch_of(store, is_image=True)["target"])
     noise, none = torch.randn(picture.shape), torch.zeros(2, 8, 2, 8, 8)
     for t in (1.0, 0.1):
         timestep = torch.full((2,), t)
         with torch.no_grad():
             content = model.encode_chunk(picture)[:, :, 0]
-            answer = model.predict_first(add_noise(picture, noise, timestep), timestep, content)
+            answer = predict_first(model, add_noise(picture, noise, timestep), timestep, content)
             losses = objective(picture, picture, torch.zeros(2, 1), noise, timestep, none)
         errors = (answer - picture).square().mean(dim=(1, 2, 3, 4))
         # A Gaussian of deviation 0.1 under noise t: its variance, less what x_t tells.
@@ -203,11 +196,11 @@ def test_one_step_is_weighed_by_its_logarithm(store: ChunkStore) -> None:
 def test_draws_of_the_objective(store: ChunkStore) -> None:
     """Noise only as often as asked, other times at most 0.3; the next frame at times unknown."""
     objective = MovingObjective(make_small_model(), ObjectiveConfig(noise_only_share=0.4))
-    given, times, without = given_of(store), [], 0
+    batch, times, without = batch_of(store), [], 0
     for seed in range(300):
-        arguments = objective.arguments(given, torch.Generator().manual_seed(seed))
-        times.append(arguments[4])
-        without += arguments[8] is None
+        inputs = objective.prepare(batch, torch.Generator().manual_seed(seed))
+        times.append(inputs["timestep"])
+        without += "to_first" not in inputs
     every = torch.cat(times)
     # 600 and 300 draws: standard deviations 2 and 3 %; four of them.
     assert abs((every == 1).float().mean() - 0.4) < 0.08 and abs(without / 300 - 0.35) < 0.11

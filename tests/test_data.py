@@ -18,9 +18,10 @@ import pytest
 import torch
 from PIL import Image
 
+from regen.chunking import to_float
 from regen.data import clips as clips_module
 from regen.data.bad_clips import BadClips
-from regen.data.batches import BatchConfig, TrainingBatches, to_float
+from regen.data.batches import BatchConfig, TrainingBatches
 from regen.data.buckets import image_shapes, nearest_shape, video_shapes
 from regen.data.clips import Clip, exclude_sources, fair_shares, hold_out, prepare_clips
 from regen.data.finding import find_items

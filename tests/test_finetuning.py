@@ -19,9 +19,8 @@ from regen.model.autoencoder import AutoencoderREGEN
 from regen.model.objective import ObjectiveConfig, REGENObjective, draw_latent_noise
 from regen.model.presets import PRESETS
 from regen.training import start
-from regen.training.config import TrainConfig
-from regen.training.recipes import RECIPES
-from regen.training.start import train
+from regen.training.config import RECIPES, TrainConfig
+from regen.training.embedder import train
 
 
 @pytest.fixture(autouse=True)
@@ -149,12 +148,12 @@ def test_latent_noise_has_every_strength(clips: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("ratio", [4, 8, 16, 32])
 def test_the_recipes_of_the_paper(ratio: int, tmp_path: Path) -> None:
-    config = TrainConfig(data=("clips",), output=tmp_path, **RECIPES[f"paper_{ratio}x"]())
+    config = TrainConfig(data=("clips",), output=tmp_path, **RECIPES[f"paper_{ratio}x"])
     config.check()
     assert PRESETS[config.preset]()["temporal_compression_ratio"] == ratio
     assert config.num_targets == ratio + 1 and config.steps == 100_000
     assert config.video_batch_size == {4: 6, 8: 4, 16: 3, 32: 1}[ratio]
-    assert set(RECIPES[f"paper_{ratio}x"]()) <= {field.name for field in fields(TrainConfig)}
+    assert set(RECIPES[f"paper_{ratio}x"]) <= {field.name for field in fields(TrainConfig)}
 
 
 def test_an_option_prevails_over_its_recipe(monkeypatch: pytest.MonkeyPatch, capsys) -> None:

@@ -19,10 +19,9 @@ from regen.codec import reconstruct_file
 from regen.data.clips import prepare_clips
 from regen.loading import load_model, new_model
 from regen.model.autoencoder import AutoencoderREGEN
-from regen.model.objective import Given
 from regen.model.presets import MAGVIT_PRESETS, PRESETS
 from regen.reproduction.experiments import gflops_per_frame
-from regen.training.start import train
+from regen.training.embedder import train
 
 RATIOS = (4, 8, 16, 32)
 
@@ -186,41 +185,40 @@ def objectives() -> tuple[MAGVITObjective, DiscriminatorObjective]:
     return objective, DiscriminatorObjective(discriminator, objective)
 
 
-def given(progress: float) -> Given:
-    chunk = torch.rand(2, 3, 17, 16, 16) * 2 - 1
-    return Given(chunk, chunk[:, :, :1], torch.zeros(2, 1), progress)
+def batch_at(progress: float) -> dict:
+    generator = torch.Generator().manual_seed(1)
+    chunk = torch.randint(0, 256, (2, 3, 17, 16, 16), dtype=torch.uint8, generator=generator)
+    return {"chunk": chunk, "progress": progress}
 
 
 def test_they_learn_in_turn() -> None:
     """Neither's loss moves the other; the discriminator waits for a third of the run."""
     objective, opponent = objectives()
     generator = torch.Generator().manual_seed(0)
-    early = given(0.3)
-    objective(*objective.arguments(early, generator)).mean().backward()
-    assert opponent.arguments(early, generator) is None and "adversarial" not in objective.terms
-    late = given(0.4)
-    objective(*objective.arguments(late, generator)).mean().backward()
+    early = batch_at(0.3)
+    objective(**objective.prepare(early, generator)).mean().backward()
+    assert opponent.prepare(early, generator) is None and "adversarial" not in objective.terms
+    late = batch_at(0.4)
+    objective(**objective.prepare(late, generator)).mean().backward()
     assert all(p.grad is None for p in opponent.parameters())
     assert all(p.grad is not None for p in objective.model.parameters())
     assert not any(name.startswith("discriminator") for name, _ in objective.named_parameters())
     objective.zero_grad(set_to_none=True)
-    arguments = opponent.arguments(late, generator)
-    assert arguments is not None
-    opponent(*arguments).mean().backward()
+    inputs = opponent.prepare(late, generator)
+    assert inputs is not None
+    opponent(**inputs).mean().backward()
     assert all(p.grad is not None for p in opponent.parameters())
     assert all(p.grad is None for p in objective.parameters())
-    assert opponent.arguments(late, generator) is None
+    assert opponent.prepare(late, generator) is None
 
 
 def test_the_adversarial_gradient_is_a_tenth_at_the_last_layer() -> None:
     objective, _ = objectives()
-    batch = given(1.0)
     last = objective.model.decoder.conv_out.weight
 
     def gradient(progress: float) -> torch.Tensor:
-        one = Given(batch.chunk, batch.target, batch.frame_times, progress)
-        arguments = objective.arguments(one, torch.Generator().manual_seed(1))
-        return torch.autograd.grad(objective(*arguments).mean(), last)[0]
+        inputs = objective.prepare(batch_at(progress), torch.Generator().manual_seed(1))
+        return torch.autograd.grad(objective(**inputs).mean(), last)[0]
 
     without, with_it = gradient(0.0), gradient(1.0)
     ratio = ((with_it - without).norm() / without.norm()).item()

@@ -5,8 +5,7 @@ import torch
 from accelerate import Accelerator
 
 from regen.training.embedder import TASKS
-from regen.training.flops import CountedFlops, matmul_peak
-from regen.training.monitor import Monitor
+from regen.training.monitor import CountedFlops, Monitor, matmul_peak
 
 
 def test_means_by_task_and_timestep() -> None:

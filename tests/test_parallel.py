@@ -25,7 +25,7 @@ from regen.data.clips import prepare_clips
 from regen.loading import load_model
 from regen.training.checkpoint import latest_checkpoint
 from regen.training.config import TrainConfig, check_run_config
-from regen.training.start import train
+from regen.training.embedder import train
 
 NUM_STEPS = 4
 

@@ -15,7 +15,7 @@ from regen.loading import DEFAULT_MODEL, load_model
 from regen.model.autoencoder import AutoencoderREGEN
 from regen.model.extension import decode_extended
 from regen.training.config import TrainConfig
-from regen.training.start import take_weights
+from regen.training.embedder import take_weights
 from regen.video import read_frames
 
 

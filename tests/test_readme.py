@@ -18,17 +18,17 @@ from types import ModuleType
 
 import numpy as np
 import pytest
+from regen.reproduction.tables import Table
 from small_generator import make_pipeline
 
 import regen.reproduction.experiments as experiments
 import regen.t2v.task as generator
+import regen.training.embedder as start
 import regen.training.plan as plan
-import regen.training.start as start
 from regen.cli import main
 from regen.loading import load_model
 from regen.perceptual.weights import COMMAND
 from regen.reproduction.config import Experiment, ReproduceConfig
-from regen.reproduction.tables import Table
 from regen.video import VideoWriter
 
 ROOT = Path(__file__).parents[1]

@@ -26,7 +26,7 @@ from regen.cli import main
 from regen.data.clips import prepare_clips
 from regen.training import checkpoint, loop
 from regen.training.config import TrainConfig
-from regen.training.start import train
+from regen.training.embedder import train
 
 
 @pytest.fixture(autouse=True)

@@ -21,7 +21,8 @@ from safetensors.torch import load_file
 from small_train import TEST_PRESET
 from test_data import written_by_another
 
-from regen.data.batches import BatchConfig, TrainingBatches, to_float
+from regen.chunking import to_float
+from regen.data.batches import BatchConfig, TrainingBatches
 from regen.data.clips import prepare_clips
 from regen.evaluation.metrics import psnr
 from regen.flow import EPSILON_MAX_TIMESTEP
@@ -36,13 +37,10 @@ from regen.model.objective import (
 from regen.model.patches import LinearCodec
 from regen.training import loop
 from regen.training.config import TrainConfig, check_run_config, write_run_config
-from regen.training.linear_start import solve_linear
-from regen.training.muon import Muon, orthogonalize
-from regen.training.optimizer import learning_rate_factor, make_optimizer
-from regen.training.records import drop_records_after
-from regen.training.run import step_seed
-from regen.training.start import train
-from regen.training.stopping import StopSignals
+from regen.training.distributed import StopSignals
+from regen.training.embedder import solve_linear, train
+from regen.training.loop import drop_records_after, step_seed
+from regen.training.optimizer import Muon, learning_rate_factor, make_optimizer, orthogonalize
 from regen.training.validation import validate, validation_chunks
 from regen.video import VideoWriter
 

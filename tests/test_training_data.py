@@ -20,9 +20,9 @@ from test_training import (
 from regen.data.batches import BatchConfig, TrainingBatches
 from regen.data.clips import prepare_clips
 from regen.data.shard_writer import write_shards
-from regen.training import loop, timed_loader
-from regen.training.start import load_clips, train
-from regen.training.timed_loader import TimedLoader
+from regen.training import loop
+from regen.training.embedder import load_clips, train
+from regen.training.loop import TimedLoader
 
 __all__ = ["data", "small_runs"]  # fixtures
 
@@ -125,7 +125,7 @@ def test_the_share_of_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
             now[0] += 3
             return {"step": step}
 
-    monkeypatch.setattr(timed_loader, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    monkeypatch.setattr(loop, "time", SimpleNamespace(monotonic=lambda: now[0]))
     loader = TimedLoader(Slow(), range(5, 9), 0)  # type: ignore[arg-type]
     steps = []
     for batch in loader:

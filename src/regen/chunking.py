@@ -1,4 +1,4 @@
-"""How a video of any length is cut into chunks of k + 1 frames; pure arithmetic.
+"""Videos in chunks of k + 1 frames: the arithmetic, and encoding and decoding chunk by chunk.
 
 Every chunk of REGEN becomes two latent frames (content, motion); one of MAGVIT-v2 may become more.
 Choice: a last chunk of one frame is an image and becomes one latent frame (content); one of 2 to k
@@ -7,9 +7,16 @@ any length has latents.
 """
 
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
+
+PATCH = 8  # pixels; the spatial compression ratio of every model
+
+# (chunk index, its latents, the next chunk's latents, times within the chunk `[F]`) -> video
+DecodeChunk = Callable[[int, torch.Tensor, torch.Tensor | None, torch.Tensor], torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -71,6 +78,51 @@ class ChunkGeometry:
         return chunk, frame_times - chunk * self.chunk_length
 
 
+def encode_by_chunk(
+    video: torch.Tensor,
+    geometry: ChunkGeometry,
+    encode_chunk: Callable[[torch.Tensor], torch.Tensor],
+) -> torch.Tensor:
+    """Latents float32 `[B, C, n, h, w]` of `video` `[B, 3, T, H, W]` in [-1, 1], of any size.
+
+    `encode_chunk` gets whole patches and whole latent frames: edges and the last frame are
+    repeated. Raises ValueError for another shape or range.
+    """
+    check_video(video)
+    height, width = video.shape[-2:]
+    latents = []
+    for chunk in video.split(geometry.chunk_length, dim=2):
+        num_repeats = (1 - chunk.shape[2]) % geometry.temporal_compression_ratio
+        padding = (0, -width % PATCH, 0, -height % PATCH, 0, num_repeats)
+        latents.append(encode_chunk(F.pad(chunk, padding, mode="replicate")).float())
+    return torch.cat(latents, dim=2)
+
+
+def decode_by_chunk(
+    latents: torch.Tensor,
+    frame_times: torch.Tensor,
+    geometry: ChunkGeometry,
+    decode_chunk: DecodeChunk,
+    height: int,
+    width: int,
+) -> torch.Tensor:
+    """Video `[B, 3, F, height, width]`, float32, at `frame_times` `[F]` of the whole video."""
+    shape = (latents.shape[0], 3, len(frame_times), height, width)
+    video = latents.new_empty(shape, dtype=torch.float32)
+    chunk_index, local_times = geometry.locate(frame_times, latents.shape[2])
+    size = geometry.latent_frames_per_chunk
+    for index in chunk_index.unique().tolist():
+        chunk = latents[:, :, size * index : size * (index + 1)]
+        following = latents[:, :, size * (index + 1) : size * (index + 2)]
+        wanted = (chunk_index == index).nonzero()[:, 0]
+        # Choice: at most k + 1 frames are generated together; more times make more groups. The
+        # cost of attention grows with the square of their number.
+        for group in wanted.split(geometry.chunk_length):
+            sample = decode_chunk(index, chunk, following, local_times[group])
+            video[:, :, group.to(video.device)] = sample[..., :height, :width]
+    return video
+
+
 def stretch(chunk: torch.Tensor, num_frames: int) -> torch.Tensor:
     """`chunk` `[B, C, n, H, W]` as `num_frames` frames in the same time, those between blended.
 
@@ -84,3 +136,78 @@ def stretch(chunk: torch.Tensor, num_frames: int) -> torch.Tensor:
     weights = (1 - (times[:, None] - frames).abs()).clamp_min(0).to(chunk.dtype)  # [num_frames, n]
     with torch.autocast(chunk.device.type, enabled=False):
         return (weights @ chunk.flatten(3)).unflatten(3, chunk.shape[3:])
+
+
+def to_float(frames: torch.Tensor) -> torch.Tensor:
+    """uint8 -> float32 in [-1, 1]."""
+    return frames.float().div_(127.5).sub_(1)
+
+
+def check_video(video: torch.Tensor) -> None:
+    """ValueError unless `video` is float `[B, 3, T, H, W]`, finite, in [-1, 1] (1.5 passes)."""
+    if video.ndim != 5 or video.shape[1] != 3 or 0 in video.shape:
+        raise ValueError(
+            f"a video is [B, 3, T, H, W] with every size at least 1, got {list(video.shape)}"
+        )
+    if not video.is_floating_point():
+        raise ValueError(
+            f"a video is float in [-1, 1], got {video.dtype}: uint8 frames / 127.5 - 1"
+        )
+    largest = video.abs().max().item()
+    if not largest <= 1.5:
+        raise ValueError(
+            f"a video is in [-1, 1], got values up to {largest:g}: 0-255 frames / 127.5 - 1"
+        )
+
+
+def check_latents(
+    latents: torch.Tensor, channels: int, height: int | None = None, width: int | None = None
+) -> tuple[int, int]:
+    """Height and width, where not given, of the video of `latents` `[B, channels, n, h, w]`.
+
+    Raises ValueError for another shape, for values that are not finite, and for a size that these
+    latents are not of.
+    """
+    if latents.ndim != 5 or latents.shape[1] != channels or 0 in latents.shape:
+        raise ValueError(f"latents are [B, {channels}, n, h, w], got {list(latents.shape)}")
+    if not torch.isfinite(latents).all():
+        raise ValueError(
+            "latents hold values that are not finite: they are damaged, encode the video again"
+        )
+    rows, columns = latents.shape[-2:]
+    height, width = height or PATCH * rows, width or PATCH * columns
+    if (-(-height // PATCH), -(-width // PATCH)) != (rows, columns):
+        raise ValueError(
+            f"latents of {rows} x {columns} are a video of up to {PATCH * rows} x "
+            f"{PATCH * columns} pixels, got height {height}, width {width}"
+        )
+    return height, width
+
+
+def check_times(
+    geometry: ChunkGeometry,
+    num_latent_frames: int,
+    num_frames: int | None,
+    frame_times: torch.Tensor | Sequence[float] | None,
+) -> torch.Tensor:
+    """The times to decode, `[F]`: those given, or those of `num_frames` frames (default: all).
+
+    Raises ValueError for both at once, for times that are not numbers, and for a wrong num_frames.
+    """
+    if frame_times is None:
+        if num_frames is None:
+            num_frames = geometry.max_num_frames(num_latent_frames)
+        geometry.check_num_frames(num_frames, num_latent_frames)
+        return torch.arange(num_frames, dtype=torch.float32)
+    if num_frames is not None:
+        raise ValueError("give num_frames or frame_times, not both")
+    times = torch.as_tensor(frame_times, dtype=torch.float32).cpu()
+    if times.ndim != 1 or len(times) == 0:
+        raise ValueError(
+            f"frame_times are a list of at least one time, got shape {list(times.shape)}"
+        )
+    if not torch.isfinite(times).all():
+        raise ValueError(
+            "frame_times must be finite numbers, in frames from the start of the video"
+        )
+    return times

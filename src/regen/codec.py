@@ -19,7 +19,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from regen.chunking import ChunkGeometry
+from regen.chunking import ChunkGeometry, DecodeChunk, check_latents
 from regen.evaluation.metrics import psnr, ssim
 from regen.evaluation.networks import Network, load_lpips
 from regen.evaluation.sheets import comparison
@@ -31,8 +31,7 @@ from regen.latent_file import (
     write_latents,
 )
 from regen.loading import Autoencoder
-from regen.model.autoencoder import AutoencoderREGEN, check_latents
-from regen.model.chunk_decoder import ChunkDecoder
+from regen.model.autoencoder import AutoencoderREGEN
 from regen.video import (
     Rehearsed,
     VideoInfo,
@@ -151,13 +150,10 @@ class FrameDecoder:
         model: Autoencoder,
         height: int,
         width: int,
-        num_inference_steps: int = 1,
-        generator: torch.Generator | None = None,
+        decode_chunk: DecodeChunk,
     ) -> None:
         self.model, self.height, self.width = model, height, width
-        self.chunks = None
-        if isinstance(model, AutoencoderREGEN):
-            self.chunks = ChunkDecoder(model, num_inference_steps, generator)
+        self.decode_chunk = decode_chunk
 
     @torch.inference_mode()
     def decode(
@@ -169,18 +165,14 @@ class FrameDecoder:
     ) -> np.ndarray:
         """Chunk `index`, latents `[1, 8, n, h, w]`, at its own times: uint8 `[F, H, W, 3]`.
 
-        `following`: the next chunk's latents, None where there is none. MAGVIT-v2 decodes frames
-        0 to F - 1.
+        `following`: the next chunk's latents, None where there is none.
         """
         device = self.model.device
         check_latents(latents, self.model.config["latent_channels"])
         with fast_precision(device):
-            if self.chunks is None:
-                sample = self.model.decode(latents.to(device), num_frames=len(frame_times)).sample
-            else:
-                after = None if following is None else following.to(device)
-                times = torch.tensor(frame_times, dtype=torch.float32)
-                sample = self.chunks.decode(index, latents.to(device), after, times)
+            after = None if following is None else following.to(device)
+            times = torch.tensor(frame_times, dtype=torch.float32)
+            sample = self.decode_chunk(index, latents.to(device), after, times)
         return video_to_frames(sample[0, ..., : self.height, : self.width])
 
 
@@ -265,7 +257,8 @@ def reconstruct_file(
         height, width = resized(reader.info.height, reader.info.width, short_side)
         report = Report(height, width)
         with _video_outputs(reader.info, output, compare, short_side) as writers:
-            decoder = FrameDecoder(model, height, width, num_inference_steps, generator)
+            decode_chunk = model.chunk_decoder(num_inference_steps, generator)
+            decoder = FrameDecoder(model, height, width, decode_chunk)
             chunks = read_chunks(reader, model.geometry.chunk_length, short_side)
             encoded = (
                 (frames, times, round_latents(encode_frames(model, frames)[0], storage)[None])
@@ -353,7 +346,7 @@ def encode_file(
     Holds the latents in memory, 1/24 of the pixels' values or less, and one chunk of the frames.
     Raises ValueError (one line) for what cannot be read or written; then nothing is left behind.
     """
-    _check_is_regen(model)
+    model = _with_latent_files(model)
     start, info = time.perf_counter(), check_encode(source, output, stream)
     report = Report(*resized(info.height, info.width, short_side))
     latents: list[torch.Tensor] = []
@@ -455,7 +448,7 @@ def decode_file(
 
     Raises ValueError where another encoder made the latents, and for what cannot be written.
     """
-    _check_is_regen(model)
+    model = _with_latent_files(model)
     if video.encoder_id != model.encoder_id():
         raise ValueError(
             f"these latents were made by encoder {video.encoder_id}, this model's is "
@@ -464,11 +457,11 @@ def decode_file(
     grid = grid or FrameGrid()
     generator, start = torch.Generator().manual_seed(seed), time.perf_counter()
     report = Report(video.height, video.width)
-    with (
-        _at_ratio_of(video, model) as geometry,
-        _decoded_output(video, output, audio_from, grid) as writer,
-    ):
-        decoder = FrameDecoder(model, video.height, video.width, num_inference_steps, generator)
+    ratio = video.temporal_compression_ratio
+    geometry = model.geometry_at(ratio)
+    with _decoded_output(video, output, audio_from, grid) as writer:
+        decode_chunk = model.chunk_decoder(num_inference_steps, generator, ratio)
+        decoder = FrameDecoder(model, video.height, video.width, decode_chunk)
         for index, size in enumerate(geometry.chunk_sizes(video.num_frames)):
             latents = video.latents[None, :, 2 * index : 2 * index + 2]
             report.count(size, latents)
@@ -487,17 +480,6 @@ def decode_file(
     report.notes = writer.notes
     report.elapsed_s = time.perf_counter() - start
     return report
-
-
-@contextmanager
-def _at_ratio_of(video: LatentVideo, model: AutoencoderREGEN) -> Iterator[ChunkGeometry]:
-    """Within, `model` decodes chunks of the length that `video` has."""
-    before = model.config.chunk_ratio
-    model.set_chunk_ratio(video.temporal_compression_ratio)
-    try:
-        yield model.geometry
-    finally:
-        model.set_chunk_ratio(before)
 
 
 @contextmanager
@@ -532,12 +514,13 @@ def _time_at(times: Sequence[Fraction], moment: Fraction) -> Fraction:
 # -- checks ---------------------------------------------------------------------------------------
 
 
-def _check_is_regen(model: Autoencoder) -> None:
+def _with_latent_files(model: Autoencoder) -> AutoencoderREGEN:
     if not isinstance(model, AutoencoderREGEN):
         raise ValueError(
             f"latent files hold latents of AutoencoderREGEN, this is {type(model).__name__}: "
             "regen reconstruct takes it"
         )
+    return model
 
 
 def _has_many_frames(info: VideoInfo) -> bool:

@@ -16,6 +16,11 @@ PREDICTION_TYPES: tuple[str, ...] = get_args(PredictionType)
 EPSILON_MAX_TIMESTEP = 0.98
 
 
+def start_timestep(prediction_type: str) -> float:
+    """Where sampling starts, and one-step decoding is."""
+    return EPSILON_MAX_TIMESTEP if prediction_type == "epsilon" else 1.0
+
+
 def _broadcast(timestep: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
     return timestep.float().view(-1, *[1] * (like.ndim - 1))
 
@@ -43,6 +48,15 @@ def posterior_gain(timestep: torch.Tensor, standard_deviation: float) -> torch.T
     """
     t, variance = timestep.float(), standard_deviation**2
     return (1 - t) * variance / ((1 - t) ** 2 * variance + t**2).clamp_min(1e-12)
+
+
+def precondition(
+    timestep: torch.Tensor, standard_deviation: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Posterior gain and the standard deviation that it leaves, `[B]` -> `[B, 1, 1, 1, 1]` each."""
+    t = timestep.float().view(-1, 1, 1, 1, 1)
+    gain = posterior_gain(timestep, standard_deviation).view(-1, 1, 1, 1, 1)
+    return gain, standard_deviation * (1 - gain * (1 - t)).clamp_min(0).sqrt()
 
 
 def predicted_sample(

@@ -17,10 +17,23 @@ from einops import rearrange
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from regen.chunking import ChunkGeometry
-from regen.model.autoencoder import REGENEncoderOutput, check_latents, check_video
-from regen.model.encoder import CausalConv3d, ChannelRMSNorm, REGENEncoder, ResidualBlock
-from regen.model.patches import PATCH
+from regen.chunking import (
+    PATCH,
+    ChunkGeometry,
+    DecodeChunk,
+    check_latents,
+    check_times,
+    decode_by_chunk,
+    encode_by_chunk,
+)
+from regen.model.autoencoder import REGENEncoderOutput
+from regen.model.encoder import (
+    CausalConv3d,
+    ChannelRMSNorm,
+    REGENEncoder,
+    ResidualBlock,
+    check_strides,
+)
 
 LOG_VARIANCE_RANGE = (-30.0, 20.0)
 
@@ -152,18 +165,8 @@ class AutoencoderMAGVITv2(ModelMixin, AutoencoderMixin, ConfigMixin):
         decoder_patch_size: int = 1,
     ) -> None:  # fmt: skip
         super().__init__()
-        for half, strides, patch_size in (
-            ("encoder", encoder_strides, encoder_patch_size),
-            ("decoder", decoder_strides, decoder_patch_size),
-        ):
-            temporal, spatial = 1, patch_size
-            for time_stride, space_stride in strides:
-                temporal, spatial = temporal * time_stride, spatial * space_stride
-            if (temporal, spatial) != (temporal_compression_ratio, PATCH):
-                raise ValueError(
-                    f"{half}_strides and {half}_patch_size change {temporal}x in time and "
-                    f"{spatial}x in space, expected {temporal_compression_ratio}x and {PATCH}x"
-                )
+        check_strides(encoder_strides, encoder_patch_size, temporal_compression_ratio)
+        check_strides(decoder_strides, decoder_patch_size, temporal_compression_ratio)
         self.temporal_compression_ratio = temporal_compression_ratio
         self.spatial_compression_ratio = PATCH
         self.geometry = ChunkGeometry(temporal_compression_ratio, latent_frames_per_chunk)
@@ -191,6 +194,24 @@ class AutoencoderMAGVITv2(ModelMixin, AutoencoderMixin, ConfigMixin):
         """`[B, 8, j + 1, h, w]` -> `[B, 3, j k + 1, 8 h, 8 w]`."""
         return self.decoder(latents)
 
+    supports_frame_times = False
+    is_generative = False
+
+    def chunk_decoder(
+        self, num_inference_steps: int = 1, generator: torch.Generator | None = None
+    ) -> DecodeChunk:
+        """Decodes chunks at the times 0 to F - 1; ValueError for more than one step."""
+        if num_inference_steps != 1:
+            raise ValueError(f"MAGVIT-v2 decodes in one step, got {num_inference_steps}")
+
+        def decode_chunk(
+            _: int, latents: torch.Tensor, __: torch.Tensor | None, frame_times: torch.Tensor
+        ) -> torch.Tensor:
+            video = self.decode_chunk(latents.to(self.dtype)).float()
+            return video[:, :, frame_times.long().to(video.device)].clamp(-1, 1)
+
+        return decode_chunk
+
     @apply_forward_hook
     def encode(
         self, video: torch.Tensor, return_dict: bool = True
@@ -200,17 +221,10 @@ class AutoencoderMAGVITv2(ModelMixin, AutoencoderMixin, ConfigMixin):
         `.latents` of the result: the means, `[B, 8, n, h, w]`, float32. Raises ValueError for
         another shape or range.
         """
-        check_video(video)
-        height, width = video.shape[-2:]
-        latents, start = [], 0
-        for size in self.geometry.chunk_sizes(video.shape[2]):
-            chunk = video[:, :, start : start + size].to(self.dtype)
-            start += size
-            num_repeats = (1 - size) % self.temporal_compression_ratio
-            padding = (0, -width % PATCH, 0, -height % PATCH, 0, num_repeats)
-            latents.append(self.encode_chunk(F.pad(chunk, padding, mode="replicate"))[0].float())
-        every = torch.cat(latents, dim=2)
-        return REGENEncoderOutput(latents=every) if return_dict else (every,)
+        latents = encode_by_chunk(
+            video, self.geometry, lambda chunk: self.encode_chunk(chunk.to(self.dtype))[0]
+        )
+        return REGENEncoderOutput(latents=latents) if return_dict else (latents,)
 
     @apply_forward_hook
     def decode(
@@ -231,21 +245,12 @@ class AutoencoderMAGVITv2(ModelMixin, AutoencoderMixin, ConfigMixin):
         are those of `AutoencoderREGEN.decode`: this decoder has the frames' own times, one step,
         and no noise; ValueError for others, and for latents that cannot be decoded.
         """
-        geometry = self.geometry
         height, width = check_latents(latents, self.config.latent_channels, height, width)
         if frame_times is not None:
             raise ValueError("MAGVIT-v2 decodes frames at their own times: give num_frames")
-        if num_inference_steps != 1:
-            raise ValueError(f"MAGVIT-v2 decodes in one step, got {num_inference_steps}")
-        num_latent_frames = latents.shape[2]
-        num_frames = num_frames or geometry.max_num_frames(num_latent_frames)
-        geometry.check_num_frames(num_frames, num_latent_frames)
-        chunks = [
-            self.decode_chunk(chunk.to(self.dtype)).float()
-            for chunk in latents.split(geometry.latent_frames_per_chunk, dim=2)
-        ]
-        # Frames beyond num_frames are those that repeat the last one, at the end.
-        video = torch.cat(chunks, dim=2)[:, :, :num_frames, :height, :width].clamp(-1, 1)
+        times = check_times(self.geometry, latents.shape[2], num_frames, None)
+        decode_chunk = self.chunk_decoder(num_inference_steps)
+        video = decode_by_chunk(latents, times, self.geometry, decode_chunk, height, width)
         return DecoderOutput(sample=video) if return_dict else (video,)
 
     def forward(

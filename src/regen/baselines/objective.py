@@ -4,6 +4,9 @@ The model: pixels, a perceptual distance, KL, and what the discriminator says. T
 the non-saturating logistic loss and LeCAM's regularisation.
 """
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from einops import rearrange
@@ -12,7 +15,8 @@ from torch import nn
 from regen.baselines.discriminator import VideoDiscriminator
 from regen.baselines.magvit import AutoencoderMAGVITv2
 from regen.baselines.pyramid import Distance
-from regen.model.objective import Given, detail_weights
+from regen.chunking import to_float
+from regen.model.objective import Inputs, detail_weights
 
 # MAGVIT's and MAGVIT-v2's weights; KL as latent diffusion's.
 PERCEPTUAL_WEIGHT = 0.1
@@ -30,6 +34,7 @@ Pair = tuple[torch.Tensor, torch.Tensor]  # a chunk, and what became of it
 class MAGVITObjective(nn.Module):
     """Losses of the model. `discriminator` judges, and learns elsewhere: no part of this module."""
 
+    latest = 1.0
     term_names: tuple[str, ...] = ("pixels", "perceptual", "kl", "adversarial")
 
     def __init__(
@@ -47,18 +52,17 @@ class MAGVITObjective(nn.Module):
         self.pairs: list[Pair] = []  # for the discriminator, which takes them away
         self._judges = (discriminator,)  # in a tuple: not a module of this one
 
-    def arguments(self, given: Given, generator: torch.Generator) -> tuple[torch.Tensor, ...]:
+    def prepare(self, batch: Mapping[str, Any], generator: torch.Generator) -> Inputs:
         """Chunk, noise for its latents, and whether the discriminator has a say."""
-        batch, _, num_frames, height, width = given.chunk.shape
-        geometry = self.model.geometry
-        shape = (batch, self.model.config["latent_channels"], geometry.latent_frames_of(num_frames))
-        noise = torch.randn(*shape, height // 8, width // 8, generator=generator)
-        return given.chunk, noise, torch.tensor(given.progress >= ADVERSARIAL_START)
-
-    def timesteps(
-        self, arguments: tuple[torch.Tensor | None, ...]
-    ) -> tuple[torch.Tensor | None, float]:
-        return None, 1.0
+        chunk, config = to_float(batch["chunk"]), self.model.config
+        num_frames, height, width = chunk.shape[2:]
+        num_latent_frames = self.model.geometry.latent_frames_of(num_frames)
+        shape = (len(chunk), config["latent_channels"], num_latent_frames, height // 8, width // 8)
+        return {
+            "chunk": chunk,
+            "noise": torch.randn(shape, generator=generator),
+            "is_adversarial": torch.tensor(batch["progress"] >= ADVERSARIAL_START),
+        }
 
     def forward(
         self, chunk: torch.Tensor, noise: torch.Tensor, is_adversarial: torch.Tensor
@@ -103,7 +107,7 @@ class MAGVITObjective(nn.Module):
         )
         return (of_others / (of_judge + 1e-4)).clamp(max=MAX_ADAPTIVE_WEIGHT).detach()
 
-    def reconstruct(self, video: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    def reconstruct(self, video: torch.Tensor, _: torch.Generator) -> torch.Tensor:
         """Encode and decode `[B, 3, T, H, W]`."""
         return self.model(video).sample
 
@@ -114,6 +118,7 @@ class DiscriminatorObjective(nn.Module):
     LeCAM (Tseng et al., 2021) pulls logits of one kind to the running mean of the other's.
     """
 
+    latest = 1.0
     term_names: tuple[str, ...] = ("discriminator", "lecam")
     real_logit: torch.Tensor
     fake_logit: torch.Tensor
@@ -126,14 +131,12 @@ class DiscriminatorObjective(nn.Module):
         self.register_buffer("real_logit", torch.zeros(()))
         self.register_buffer("fake_logit", torch.zeros(()))
 
-    def arguments(self, given: Given, generator: torch.Generator) -> Pair | None:
+    def prepare(self, batch: Mapping[str, Any], generator: torch.Generator) -> Inputs | None:
         """The pair of this batch; None while the discriminator waits."""
-        return self._pairs.pop(0) if self._pairs else None
-
-    def timesteps(
-        self, arguments: tuple[torch.Tensor | None, ...]
-    ) -> tuple[torch.Tensor | None, float]:
-        return None, 1.0
+        if not self._pairs:
+            return None
+        chunk, reconstruction = self._pairs.pop(0)
+        return {"chunk": chunk, "reconstruction": reconstruction}
 
     def forward(self, chunk: torch.Tensor, reconstruction: torch.Tensor) -> torch.Tensor:
         """Losses `[B]` of chunks and their reconstructions, `[B, 3, T, H, W]` each."""

@@ -58,7 +58,7 @@ def _model_rows(name: str) -> list[tuple[str, str]]:
 
     model = load_model(name)
     # MAGVIT-v2 writes no latent files, whose encoder the id tells.
-    ids = [("encoder id", model.encoder_id())] if hasattr(model, "encoder_id") else []
+    ids = [("encoder id", model.encoder_id())] if model.is_generative else []
     return [("model", name), *ids, *_parameter_rows(model)]
 
 

@@ -19,7 +19,7 @@ class Train(TrainConfig):
     give stay as you give them."""
 
     def run(self) -> None:
-        from regen.training.start import train
+        from regen.training.embedder import train
 
         self.check()
         train(self)
@@ -27,9 +27,9 @@ class Train(TrainConfig):
 
 def with_recipe(recipe: str) -> Train:
     """`regen train` as `recipe` has it. ValueError: no such."""
-    from regen.training.recipes import RECIPES
+    from regen.training.config import RECIPES
 
     if recipe not in RECIPES:
         raise ValueError(f"--recipe is one of {', '.join(RECIPES)}, got {recipe!r}")
     needed = {"data": tyro.MISSING, "output": tyro.MISSING}
-    return Train(recipe=recipe, **needed, **RECIPES[recipe]())
+    return Train(recipe=recipe, **needed, **RECIPES[recipe])

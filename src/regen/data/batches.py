@@ -62,11 +62,6 @@ Batch = dict[str, torch.Tensor | str | list[str]]
 Sample = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # chunk, target, frame_times
 
 
-def to_float(frames: torch.Tensor) -> torch.Tensor:
-    """uint8 -> float32 in [-1, 1]."""
-    return frames.float().div_(127.5).sub_(1)
-
-
 class TrainingBatches(Dataset[Batch]):
     """`batches[step]` is a batch: `chunk` uint8 `[B, 3, 1 or k + 1, H, W]`, `target` uint8
     `[B, 3, F, H, W]`, `frame_times` float `[B, F]` in frames of the chunk, `task`, and `bad_clips`:

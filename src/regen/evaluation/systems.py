@@ -22,9 +22,9 @@ from regen.data.finding import files_below
 from regen.evaluation.config import Storage
 from regen.evaluation.networks import sha256_of
 from regen.evaluation.protocols import EvalClip, stem_of
+from regen.flops import FORMULAS
 from regen.latent_file import round_latents
 from regen.loading import Autoencoder, find_model, load_model
-from regen.model.autoencoder import AutoencoderREGEN
 from regen.video import (
     PICTURE_SUFFIXES,
     VIDEO_SUFFIXES,
@@ -149,7 +149,7 @@ class NeuralSystem:
             used = UsedParameters(self.model)
             with (
                 used,
-                FlopCounterMode(display=False, custom_mapping=_CPU_ATTENTION) as counter,
+                FlopCounterMode(display=False, custom_mapping=FORMULAS) as counter,
             ):
                 run()
             num_used, flops = used.num_used(), counter.get_total_flops()
@@ -189,15 +189,6 @@ class UsedParameters(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def _attention_flops(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
-    """Of shapes `[B, heads, N, D]`: two products of N x M x D."""
-    batch, heads, length, width = query
-    return int(2 * batch * heads * length * key[2] * (width + value[3]))
-
-
-_CPU_ATTENTION = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops}
-
-
 # -- REGEN models ---------------------------------------------------------------------------------
 
 
@@ -230,7 +221,6 @@ def regen_system(
             generator=generator,
         ).sample
 
-    is_generative = isinstance(model, AutoencoderREGEN)
     about = {
         "kind": "regen",
         "model": name,
@@ -241,10 +231,10 @@ def regen_system(
         "nominal": [model.temporal_compression_ratio, model.spatial_compression_ratio],
         "latent_channels": model.config["latent_channels"],
     }
-    if isinstance(model, AutoencoderREGEN):
+    if model.is_generative:
         about["encoder_id"] = model.encoder_id()
     title = name if storage == "float32" else f"{name}, {storage}"
-    return NeuralSystem(title, about, model, encode, decode, is_generative, length, length)
+    return NeuralSystem(title, about, model, encode, decode, model.is_generative, length, length)
 
 
 def _weights_hash(model: Autoencoder, name: str) -> str:

@@ -1,5 +1,8 @@
 """`AutoencoderREGEN`: Figure 2 as a diffusers model.
 
+A chunk of k + 1 frames -> encoder -> content and motion latents z_c, z_m (Eq. 1) -> conditioning at
+any frame time (Eq. 5) -> diffusion transformer -> the chunk again (Eq. 2-4).
+
 Videos are float `[B, 3, T, H, W]` in [-1, 1], any T, H, W >= 1; latents are
 `[B, 8, n, ceil(H/8), ceil(W/8)]`, normalised to about zero mean and unit standard deviation per
 channel, content (even index) and motion (odd index) apart.
@@ -10,7 +13,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.autoencoders.vae import AutoencoderMixin, DecoderOutput
 from diffusers.models.modeling_utils import ModelMixin
@@ -18,33 +20,28 @@ from diffusers.utils import BaseOutput
 from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import nn
 
-from regen.chunking import ChunkGeometry, stretch
-from regen.flow import PREDICTION_TYPES, posterior_gain
+from regen.chunking import (
+    PATCH,
+    ChunkGeometry,
+    DecodeChunk,
+    check_latents,
+    check_times,
+    decode_by_chunk,
+    encode_by_chunk,
+    stretch,
+)
+from regen.flow import PREDICTION_TYPES, precondition
 from regen.latent_statistics import LatentStatistics
 from regen.model.chunk_decoder import ChunkDecoder
 from regen.model.conditioning import InContextConditioning, LatentConditioning
 from regen.model.dit import REGENDiT
-from regen.model.encoder import REGENEncoder
-from regen.model.motion import (
-    MOTION_CHANNELS,
-    NEXT_CELL,
-    displacement,
-    field_to_next,
-    from_latents,
-    interpolate,
-    to_latents,
-    warp,
-)
-from regen.model.motion_estimation import estimate_motion, motion_to_next
-from regen.model.patches import PATCH, LinearCodec
+from regen.model.encoder import REGENEncoder, check_strides
+from regen.model.motion import MOTION_CHANNELS
+from regen.model.moving_content import NUM_SOURCES, encode_moving
+from regen.model.patches import LinearCodec
 
 PIXEL_STD = 0.5  # of pixels about grey
-PRIOR_STD = 0.1  # of pixels about the linear picture, or the warped first frame
-CODE_RANGE = 3.0  # of the learned channels of z_m
 CONDITIONING_TYPES = ("content_aware", "in_context")
-# What a frame is drawn from, each with a learned vector: z_c; the first frame; that and the next
-# chunk's first frame.
-NUM_SOURCES = 3
 
 
 @dataclass
@@ -103,34 +100,22 @@ class AutoencoderREGEN(ModelMixin, AutoencoderMixin, ConfigMixin, LatentStatisti
         chunk_ratio: int | None = None,
     ) -> None:
         super().__init__()
-        if conditioning_type not in CONDITIONING_TYPES:
-            raise ValueError(
-                f"conditioning_type is one of {', '.join(CONDITIONING_TYPES)}, "
-                f"got {conditioning_type!r}"
-            )
-        if prediction_type not in PREDICTION_TYPES:
-            raise ValueError(
-                f"prediction_type is one of {', '.join(PREDICTION_TYPES)}, got {prediction_type!r}"
-            )
+        _check_choice("conditioning_type", conditioning_type, CONDITIONING_TYPES)
+        _check_choice("prediction_type", prediction_type, PREDICTION_TYPES)
+        is_in_context = conditioning_type == "in_context"
         if moving_content and (
             prediction_type != "sample"
-            or conditioning_type != "content_aware"
-            or encoder_time_patch_size is None
-            or attention_window is None
+            or is_in_context
+            or None in (encoder_time_patch_size, attention_window)
         ):
             raise ValueError(
                 "moving_content takes prediction_type sample, conditioning_type content_aware, "
                 "an encoder_time_patch_size and an attention_window"
             )
-        temporal, spatial = encoder_time_patch_size or 1, encoder_patch_size
-        for time_stride, space_stride in encoder_strides:
-            temporal, spatial = temporal * time_stride, spatial * space_stride
-        if (temporal, spatial) != (temporal_compression_ratio, PATCH):
-            raise ValueError(
-                f"encoder_strides and the patch sizes compress {temporal}x in time and "
-                f"{spatial}x in space, expected {temporal_compression_ratio}x and {PATCH}x"
-            )
-        self.spatial_compression_ratio = spatial
+        check_strides(
+            encoder_strides, encoder_patch_size, temporal_compression_ratio, encoder_time_patch_size
+        )
+        self.spatial_compression_ratio = PATCH
         self.set_chunk_ratio(chunk_ratio)
         dim = num_attention_heads * attention_head_dim
         self.encoder = REGENEncoder(
@@ -142,20 +127,12 @@ class AutoencoderREGEN(ModelMixin, AutoencoderMixin, ConfigMixin, LatentStatisti
             encoder_time_patch_size,
             encoder_time_kernel,
         )
-        self.conditioning: LatentConditioning | InContextConditioning
-        if conditioning_type == "in_context":
-            self.conditioning = InContextConditioning(
-                latent_channels, dim, temporal_compression_ratio
-            )
-        else:
-            self.conditioning = LatentConditioning(
-                latent_channels,
-                dim,
-                siren_width,
-                siren_num_layers,
-                siren_omega,
-                temporal_compression_ratio,
-            )
+        k, siren = temporal_compression_ratio, (siren_width, siren_num_layers, siren_omega)
+        self.conditioning: LatentConditioning | InContextConditioning = (
+            InContextConditioning(latent_channels, dim, k)
+            if is_in_context
+            else LatentConditioning(latent_channels, dim, *siren, k)
+        )
         self.dit = REGENDiT(
             dim,
             num_layers,
@@ -182,23 +159,30 @@ class AutoencoderREGEN(ModelMixin, AutoencoderMixin, ConfigMixin, LatentStatisti
         self.register_buffer("latents_std", torch.ones(latent_channels, 2))
 
     def set_chunk_ratio(self, ratio: int | None) -> None:
-        """Compress `ratio` times in time from now on, at most k; None: k, as it was trained.
+        """Compress `ratio` times in time where nothing else is asked for; None: k, as trained.
 
         Chunks of `ratio` + 1 frames are stretched in time to the k + 1 that the networks know, and
         decoded at their own times: the weights, and `encoder_id`, stay.
         `temporal_compression_ratio` and `geometry` follow; `config.temporal_compression_ratio`
         stays k. Raises ValueError for a ratio that is not from 1 to k.
         """
+        geometry = self.geometry_at(ratio or self.config.temporal_compression_ratio)
+        self.register_to_config(chunk_ratio=ratio)
+        self.geometry = geometry
+        self.temporal_compression_ratio: int = geometry.temporal_compression_ratio
+
+    def geometry_at(self, ratio: int | None) -> ChunkGeometry:
+        """Chunks of `ratio` + 1 frames; None: as `set_chunk_ratio` says."""
         # Choice: a model of k = 32 serves every lower ratio by stretching shorter chunks to 33
         # frames. The paper trains a model for each ratio; this one loses nothing to that of k = 8.
+        if ratio is None:
+            return self.geometry
         most = self.config.temporal_compression_ratio
-        if ratio is not None and not 1 <= ratio <= most:
+        if not 1 <= ratio <= most:
             raise ValueError(f"a model of {most}x in time works at 1 to {most}x, got {ratio}")
-        self.register_to_config(chunk_ratio=ratio)
-        self.temporal_compression_ratio: int = most if ratio is None else ratio
-        self.geometry = ChunkGeometry(self.temporal_compression_ratio)
+        return ChunkGeometry(ratio)
 
-    # -- raw latents: one chunk, sizes multiples of 8; what training uses --------------------------
+    # -- one chunk, sizes multiples of 8: Figure 2 -------------------------------------------------
 
     def encode_chunk(self, chunk: torch.Tensor, motion: torch.Tensor | None = None) -> torch.Tensor:
         """One chunk `[B, 3, n, H, W]` -> raw latents `[B, 8, 1 or 2, h, w]` (Eq. 1).
@@ -209,27 +193,7 @@ class AutoencoderREGEN(ModelMixin, AutoencoderMixin, ConfigMixin, LatentStatisti
         length = self.config.temporal_compression_ratio + 1
         if self.linear is None:
             return self.encoder(stretch(chunk, length))
-        first, dtype = chunk[:, :, 0], chunk.dtype
-        content = self.linear.encode(first)
-        if chunk.shape[2] == 1:
-            learned = self.encoder(chunk)
-            return learned + content[:, :, None].to(dtype)
-        # Choice: motion is estimated on the frames as they are, not on the first one as it is
-        # decoded. The encoder then needs no decoder; it costs 0.04 dB at 8x and gains 0.17 at 32x.
-        if motion is None:
-            motion = estimate_motion(chunk)
-        moving = to_latents(motion, content.shape[-2:])
-        num_later = chunk.shape[2] - 1
-        times = torch.arange(1, num_later + 1, device=chunk.device).expand(len(chunk), -1)
-        height, width = chunk.shape[-2:]
-        field = displacement(from_latents(moving), times, num_later)[..., :height, :width]
-        warped = warp(first, field).to(dtype)
-        residual = torch.cat([torch.zeros_like(chunk[:, :, :1]), chunk[:, :, 1:] - warped], dim=2)
-        residual = stretch(residual, length)[:, :, 1:]
-        learned = self.encoder(stretch(chunk, length), residual)
-        codes = CODE_RANGE * torch.tanh(learned[:, MOTION_CHANNELS:, 1] / CODE_RANGE)
-        motion_latents = torch.cat([moving.to(dtype), codes], dim=1)
-        return torch.stack([learned[:, :, 0] + content.to(dtype), motion_latents], dim=2)
+        return encode_moving(self, chunk, motion)
 
     def fill_motion(self, latents: torch.Tensor) -> torch.Tensor:
         """Add the constant motion latent to an image's `[B, 8, 1, h, w]`: `[B, 8, 2, h, w]`."""
@@ -244,131 +208,60 @@ class AutoencoderREGEN(ModelMixin, AutoencoderMixin, ConfigMixin, LatentStatisti
         timestep: torch.Tensor,
         latents: torch.Tensor,
         frame_times: torch.Tensor,
+        ratio: int | None = None,
     ) -> torch.Tensor:
         """The network: x_t and raw latents `[B, 8, 2, h, w]` -> prediction `[B, 3, F, H, W]`.
 
         Sec. 3.2. `timestep` `[B]` in [0, 1]; `frame_times` `[B, F]` in frames from the start of the
         chunk. Of models without `moving_content`.
         """
-        conditioning, context = self.conditioning(latents, self._stretched(frame_times)), None
+        conditioning, context = self.conditioning(latents, self.stretched(frame_times, ratio)), None
         if isinstance(self.conditioning, InContextConditioning):
             context = self.conditioning.tokens(latents)
         if self.config.prediction_type != "sample":
             return self.dit(noisy_video.to(self.dtype), timestep, conditioning, context)
-        # Choice: a preconditioned x-prediction. The network sees x_t as far as it can be believed
-        # (at t = 1 not at all: noise as strong as the conditioning is what it would have to learn
-        # to ignore), and adds to the posterior mean of a Gaussian: of grey pixels here, of the
-        # prior in `refine`.
-        gain, scale = _precondition(timestep, PIXEL_STD)
-        believed = gain * noisy_video.float()
-        output = self.dit(believed.to(self.dtype), timestep, conditioning, context)
-        return believed + scale * output.float()
+        # Choice: a preconditioned x-prediction. The network sees x_t times its posterior gain (0
+        # at t = 1: noise as strong as the conditioning is what it would have to learn to ignore),
+        # and adds to the posterior mean of a Gaussian: of grey pixels here, of a prior in
+        # `moving_content`.
+        gain, scale = precondition(timestep, PIXEL_STD)
+        mean = gain * noisy_video.float()
+        output = self.dit(mean.to(self.dtype), timestep, conditioning, context)
+        return mean + scale * output.float()
 
-    def predict_first(
-        self, noisy_frame: torch.Tensor, timestep: torch.Tensor, content: torch.Tensor
-    ) -> torch.Tensor:
-        """Frame 0 from raw content latents `[B, 8, h, w]`: x_t -> x, `[B, 3, 1, 8 h, 8 w]`."""
-        assert self.linear is not None
-        latents = self.fill_motion(content[:, :, None])
-        times = torch.zeros(len(content), 1, device=content.device)
-        prior = self.linear.decode(content)[:, :, None]
-        conditioning = self.conditioning(latents, times) + self.sources[0]
-        return self._refine(noisy_frame, timestep, prior, prior, conditioning)
-
-    def predict_later(
-        self,
-        noisy_video: torch.Tensor,
-        timestep: torch.Tensor,
-        latents: torch.Tensor,
-        frame_times: torch.Tensor,
-        warped: torch.Tensor,
-        reference: torch.Tensor,
-        has_next: bool,
-        ratio: int | None = None,
-    ) -> torch.Tensor:
-        """Other frames, from `move_content`'s two: x_t -> x, `[B, 3, F, 8 h, 8 w]`."""
-        conditioning = self.conditioning(latents, self._stretched(frame_times, ratio))
-        conditioning = conditioning + self.sources[2 if has_next else 1]
-        return self._refine(noisy_video, timestep, warped, reference, conditioning)
-
-    def move_content(
-        self,
-        first: torch.Tensor,
-        following: torch.Tensor | None,
-        latents: torch.Tensor,
-        frame_times: torch.Tensor,
-        to_first: torch.Tensor | None = None,
-        ratio: int | None = None,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Frame 0 `[B, 3, H, W]` as it has moved at `frame_times` `[B, F]`, and a second source.
-
-        Both `[B, 3, F, H, W]`, float32. The second is the next chunk's first frame `following`
-        moved back, or, where there is none, frame 0 as it is. `to_first`: `motion_to_next`, where
-        it is known already. `ratio`: frames of the chunk after its first.
-        """
-        span = self.config.temporal_compression_ratio
-        height, width = first.shape[-2:]
-        motion = from_latents(latents[:, :MOTION_CHANNELS, 1])
-        times = self._stretched(frame_times, ratio)
-        field = displacement(motion, times, span)[..., :height, :width]
-        warped = warp(first, field)
-        if following is None:
-            return warped, first.float()[:, :, None].expand_as(warped)
-        # Choice: a frame is also drawn from the next chunk's first frame, which is decoded anyway.
-        # What a chunk uncovers is seen there, and the last frame of a chunk knows the first of the
-        # next one: no seam. The decoder finds the motion between the two; it costs no latents.
-        if to_first is None:
-            step = span / (ratio or self.temporal_compression_ratio)
-            to_first = motion_to_next(first, following, motion, span, span + step)
-        to_first = interpolate(to_first.float(), NEXT_CELL)[..., :height, :width]
-        return warped, warp(following, field_to_next(field, to_first))
-
-    def _refine(
-        self,
-        noisy_video: torch.Tensor,
-        timestep: torch.Tensor,
-        prior: torch.Tensor,
-        reference: torch.Tensor,
-        conditioning: torch.Tensor,
-    ) -> torch.Tensor:
-        """x_t -> x, float32, where x is `prior` but for a residual; see `predict`."""
-        gain, scale = _precondition(timestep, PRIOR_STD)
-        t = timestep.float().view(-1, 1, 1, 1, 1)
-        believed = gain * (noisy_video.float() - (1 - t) * prior)
-        inputs = torch.cat([believed / PRIOR_STD, prior, reference], dim=1)
-        output = self.dit(inputs.to(self.dtype), timestep, conditioning.to(self.dtype))
-        return prior + believed + scale * output.float()
-
-    def _stretched(self, frame_times: torch.Tensor, ratio: int | None = None) -> torch.Tensor:
-        """Times in frames of chunks of `ratio` + 1 -> in frames of the k + 1 of the networks.
-
-        None: of the chunks in use.
-        """
+    def stretched(self, frame_times: torch.Tensor, ratio: int | None) -> torch.Tensor:
+        """Times in frames of chunks of `ratio` + 1 -> in frames of the k + 1 of the networks."""
         ratio = ratio or self.temporal_compression_ratio
         return frame_times * (self.config.temporal_compression_ratio / ratio)
 
-    # -- the public pair ---------------------------------------------------------------------------
+    # -- what everyone else uses: the same of AutoencoderMAGVITv2 ----------------------------------
+
+    supports_frame_times = True  # decodes at any times
+    is_generative = True  # decodes by diffusion: steps, a seed; its latents have statistics
+
+    def chunk_decoder(
+        self,
+        num_inference_steps: int = 1,
+        generator: torch.Generator | None = None,
+        ratio: int | None = None,
+    ) -> DecodeChunk:
+        """Decodes chunks of one video in turn; see `ChunkDecoder.decode`."""
+        return ChunkDecoder(self, num_inference_steps, generator, ratio).decode
 
     @apply_forward_hook
     def encode(
-        self, video: torch.Tensor, return_dict: bool = True
+        self, video: torch.Tensor, return_dict: bool = True, ratio: int | None = None
     ) -> REGENEncoderOutput | tuple[torch.Tensor]:
         """Encode `video` `[B, 3, T, H, W]` in [-1, 1], chunk by chunk.
 
         `.latents` of the result: `[B, 8, n, h, w]`, float32. H and W need not be multiples of 8:
-        edges are repeated inside. Raises ValueError for another shape or range.
+        edges are repeated inside. `ratio`: in time, from 1 to k; default: `set_chunk_ratio`'s.
+        Raises ValueError for another shape or range.
         """
-        check_video(video)
-        height, width = video.shape[-2:]
-        chunks, start = [], 0
-        for size in self.geometry.chunk_sizes(video.shape[2]):
-            chunk = video[:, :, start : start + size].to(self.dtype)
-            start += size
-            num_repeats = self.geometry.chunk_length - size if size > 1 else 0
-            padding = (0, -width % PATCH, 0, -height % PATCH, 0, num_repeats)
-            chunk = F.pad(chunk, padding, mode="replicate")
-            chunks.append(self.encode_chunk(chunk).float())
-        latents = self.normalize_latents(torch.cat(chunks, dim=2))
+        raw = encode_by_chunk(
+            video, self.geometry_at(ratio), lambda chunk: self.encode_chunk(chunk.to(self.dtype))
+        )
+        latents = self.normalize_latents(raw)
         return REGENEncoderOutput(latents=latents) if return_dict else (latents,)
 
     @apply_forward_hook
@@ -382,6 +275,7 @@ class AutoencoderREGEN(ModelMixin, AutoencoderMixin, ConfigMixin, LatentStatisti
         num_inference_steps: int = 1,
         generator: torch.Generator | None = None,
         return_dict: bool = True,
+        ratio: int | None = None,
     ) -> DecoderOutput | tuple[torch.Tensor]:
         """Re-generate a video from `latents` `[B, 8, n, h, w]`.
 
@@ -391,52 +285,15 @@ class AutoencoderREGEN(ModelMixin, AutoencoderMixin, ConfigMixin, LatentStatisti
         `frame_times`: instead, any real times in frames from the start of the video (`[F]`):
         between frames, before the first, after the last, a sparse few. `height`, `width`: crop to
         these pixels (default 8 h, 8 w).
-        `num_inference_steps`: Euler steps, 1 is a single forward pass. Raises ValueError for what
-        cannot be decoded.
+        `num_inference_steps`: Euler steps, 1 is a single forward pass. `ratio`: that of `encode`.
+        Raises ValueError for what cannot be decoded.
         """
-        times, height, width = self._check_decode(latents, num_frames, frame_times, height, width)
-        chunk_index, local_times = self.geometry.locate(times, latents.shape[2])
-        video = latents.new_empty(
-            (latents.shape[0], 3, len(times), height, width), dtype=torch.float32
-        )
-        decoder = ChunkDecoder(self, num_inference_steps, generator)
-        for index in chunk_index.unique().tolist():
-            chunk = latents[:, :, 2 * index : 2 * index + 2]
-            following = latents[:, :, 2 * index + 2 : 2 * index + 3]
-            wanted = (chunk_index == index).nonzero()[:, 0]
-            # Choice: at most k + 1 frames are generated together; more times make more groups. The
-            # cost of attention grows with the square of their number.
-            for group in wanted.split(self.geometry.chunk_length):
-                sample = decoder.decode(index, chunk, following, local_times[group])
-                video[:, :, group.to(video.device)] = sample[..., :height, :width]
-        return DecoderOutput(sample=video) if return_dict else (video,)
-
-    def _check_decode(
-        self,
-        latents: torch.Tensor,
-        num_frames: int | None,
-        frame_times: torch.Tensor | Sequence[float] | None,
-        height: int | None,
-        width: int | None,
-    ) -> tuple[torch.Tensor, int, int]:
+        geometry = self.geometry_at(ratio)
         height, width = check_latents(latents, self.config.latent_channels, height, width)
-        if frame_times is not None:
-            if num_frames is not None:
-                raise ValueError("give num_frames or frame_times, not both")
-            times = torch.as_tensor(frame_times, dtype=torch.float32).cpu()
-            if times.ndim != 1 or len(times) == 0:
-                raise ValueError(
-                    f"frame_times are a list of at least one time, got shape {list(times.shape)}"
-                )
-            if not torch.isfinite(times).all():
-                raise ValueError(
-                    "frame_times must be finite numbers, in frames from the start of the video"
-                )
-            return times, height, width
-        if num_frames is None:
-            num_frames = self.geometry.max_num_frames(latents.shape[2])
-        self.geometry.check_num_frames(num_frames, latents.shape[2])
-        return torch.arange(num_frames, dtype=torch.float32), height, width
+        times = check_times(geometry, latents.shape[2], num_frames, frame_times)
+        decode_chunk = self.chunk_decoder(num_inference_steps, generator, ratio)
+        video = decode_by_chunk(latents, times, geometry, decode_chunk, height, width)
+        return DecoderOutput(sample=video) if return_dict else (video,)
 
     def forward(
         self,
@@ -444,9 +301,10 @@ class AutoencoderREGEN(ModelMixin, AutoencoderMixin, ConfigMixin, LatentStatisti
         num_inference_steps: int = 1,
         generator: torch.Generator | None = None,
         return_dict: bool = True,
+        ratio: int | None = None,
     ) -> DecoderOutput | tuple[torch.Tensor]:
         """Encode and decode `sample` `[B, 3, T, H, W]`: the reconstruction, of the same shape."""
-        latents = self.encode(sample, return_dict=False)[0]
+        latents = self.encode(sample, return_dict=False, ratio=ratio)[0]
         return self.decode(
             latents,
             num_frames=sample.shape[2],
@@ -455,6 +313,7 @@ class AutoencoderREGEN(ModelMixin, AutoencoderMixin, ConfigMixin, LatentStatisti
             num_inference_steps=num_inference_steps,
             generator=generator,
             return_dict=return_dict,
+            ratio=ratio,
         )
 
     def encoder_id(self) -> str:
@@ -470,54 +329,6 @@ class AutoencoderREGEN(ModelMixin, AutoencoderMixin, ConfigMixin, LatentStatisti
         return digest.hexdigest()[:16]
 
 
-def _precondition(
-    timestep: torch.Tensor, standard_deviation: float
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Posterior gain and what it leaves open (standard deviation), `[B, 1, 1, 1, 1]` each."""
-    t = timestep.float().view(-1, 1, 1, 1, 1)
-    gain = posterior_gain(timestep, standard_deviation).view(-1, 1, 1, 1, 1)
-    return gain, standard_deviation * (1 - gain * (1 - t)).clamp_min(0).sqrt()
-
-
-def check_video(video: torch.Tensor) -> None:
-    """ValueError unless `video` is float `[B, 3, T, H, W]`, finite, in [-1, 1] (1.5 passes)."""
-    if video.ndim != 5 or video.shape[1] != 3 or 0 in video.shape:
-        raise ValueError(
-            f"a video is [B, 3, T, H, W] with every size at least 1, got {list(video.shape)}"
-        )
-    if not video.is_floating_point():
-        raise ValueError(
-            f"a video is float in [-1, 1], got {video.dtype}: uint8 frames / 127.5 - 1"
-        )
-    largest = video.abs().max().item()
-    if not largest <= 1.5:
-        raise ValueError(
-            f"a video is in [-1, 1], got values up to {largest:g}: 0-255 frames / 127.5 - 1"
-        )
-
-
-def check_latents(
-    latents: torch.Tensor, channels: int, height: int | None = None, width: int | None = None
-) -> tuple[int, int]:
-    """Height and width, where not given, of the video of `latents` `[B, channels, n, h, w]`.
-
-    Raises ValueError for another shape, for values that are not finite, and for a size that these
-    latents are not of.
-    """
-    if latents.ndim != 5 or latents.shape[1] != channels or 0 in latents.shape:
-        raise ValueError(f"latents are [B, {channels}, n, h, w], got {list(latents.shape)}")
-    if not torch.isfinite(latents).all():
-        raise ValueError(
-            "latents hold values that are not finite: they are damaged, encode the video again"
-        )
-    rows, columns = latents.shape[-2:]
-    height, width = height or PATCH * rows, width or PATCH * columns
-    if not (
-        PATCH * (rows - 1) < height <= PATCH * rows
-        and PATCH * (columns - 1) < width <= PATCH * columns
-    ):
-        raise ValueError(
-            f"latents of {rows} x {columns} are a video of up to {PATCH * rows} x "
-            f"{PATCH * columns} pixels, got height {height}, width {width}"
-        )
-    return height, width
+def _check_choice(name: str, value: str, choices: Sequence[str]) -> None:
+    if value not in choices:
+        raise ValueError(f"{name} is one of {', '.join(choices)}, got {value!r}")

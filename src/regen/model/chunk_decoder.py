@@ -1,6 +1,6 @@
-"""Decodes a video chunk by chunk, at any times of each: what `decode` and the file codec share.
+"""Decodes the chunks of a video in turn, at any times of each: what `decode` and files share.
 
-Of a model with moving content, frame 0 of a chunk comes first; the others are drawn from it and
+Of a model with moving content, frame 0 of a chunk comes first; the others are decoded from it and
 from the next chunk's frame 0, which is then kept for that chunk's turn.
 """
 
@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 import torch
 import torch.nn.functional as F
 
-from regen.flow import EPSILON_MAX_TIMESTEP, euler_sample, predicted_sample
-from regen.model.patches import PATCH
+from regen.chunking import PATCH
+from regen.flow import euler_sample, predicted_sample, start_timestep
+from regen.model.moving_content import move_content, predict_first, predict_later
 
 if TYPE_CHECKING:
     from regen.model.autoencoder import AutoencoderREGEN
@@ -29,10 +30,11 @@ class ChunkDecoder:
         model: "AutoencoderREGEN",
         num_inference_steps: int = 1,
         generator: torch.Generator | None = None,
+        ratio: int | None = None,
     ) -> None:
         if num_inference_steps < 1:
             raise ValueError(f"num_inference_steps is at least 1, got {num_inference_steps}")
-        self.model, self.num_inference_steps = model, num_inference_steps
+        self.model, self.num_inference_steps, self.ratio = model, num_inference_steps, ratio
         device = "cpu" if generator is None else generator.device
         self.seed = int(torch.randint(2**62, (), generator=generator, device=device))
         self.firsts: dict[int, torch.Tensor] = {}  # frames 0 by chunk, `[B, 3, H, W]`
@@ -73,6 +75,7 @@ class ChunkDecoder:
         following: torch.Tensor | None,
         times: torch.Tensor,
     ) -> torch.Tensor:
+        model, ratio = self.model, self.ratio
         first = self._first(index, latents)
         is_first = times[0] == 0
         video = first[:, :, None].repeat(1, 1, times.shape[1], 1, 1)
@@ -83,16 +86,17 @@ class ChunkDecoder:
         if following is not None and following.shape[2]:
             after = self._first(index + 1, self._raw(following[:, :, :1]))
         self.firsts = {key: one for key, one in self.firsts.items() if key >= index}
-        model, later = self.model, times[:, ~is_first]
-        sources = model.move_content(first, after, latents, later)
-        has_next = after is not None
-        # Choice: the noise of all frames of a chunk is that of its first one.
+        later, has_next = times[:, ~is_first], after is not None
+        sources = move_content(model, first, after, latents, later, ratio=ratio)
+
+        def denoise(noisy: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
+            return predict_later(model, noisy, timestep, latents, later, *sources, has_next, ratio)
+
+        # Choice: the noise of all frames of a chunk is that of its first one. What is invented then
+        # holds still in time.
         noise = self._noise(index, first[:, :, None]).expand(-1, -1, later.shape[1], -1, -1)
         video[:, :, ~is_first] = euler_sample(
-            lambda noisy, t: model.predict_later(noisy, t, latents, later, *sources, has_next),
-            noise,
-            self.num_inference_steps,
-            open_timestep=OPEN_TIMESTEP,
+            denoise, noise, self.num_inference_steps, open_timestep=OPEN_TIMESTEP
         )
         return video
 
@@ -101,7 +105,7 @@ class ChunkDecoder:
             content = latents[:, :, 0]
             shape = (len(content), 3, 1, *(PATCH * side for side in content.shape[-2:]))
             sample = euler_sample(
-                lambda noisy, t: self.model.predict_first(noisy, t, content),
+                lambda noisy, timestep: predict_first(self.model, noisy, timestep, content),
                 self._noise(index, content.new_empty(shape)),
                 self.num_inference_steps,
                 open_timestep=OPEN_TIMESTEP,
@@ -113,13 +117,12 @@ class ChunkDecoder:
         model, kind = self.model, self.model.config.prediction_type
 
         def denoise(noisy: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
-            output = model.predict(noisy.to(model.dtype), timestep, latents, times)
+            output = model.predict(noisy.to(model.dtype), timestep, latents, times, self.ratio)
             return predicted_sample(output, noisy, timestep, kind)
 
         shape = (len(latents), 3, times.shape[1], *(PATCH * side for side in latents.shape[-2:]))
-        start = EPSILON_MAX_TIMESTEP if kind == "epsilon" else 1.0
         noise = self._noise(index, latents.new_empty(shape))
-        return euler_sample(denoise, noise, self.num_inference_steps, start)
+        return euler_sample(denoise, noise, self.num_inference_steps, start_timestep(kind))
 
     def _noise(self, index: int, like: torch.Tensor) -> torch.Tensor:
         """Of chunk `index`, the same whenever it is asked for; float32."""

@@ -16,7 +16,7 @@ from einops import rearrange
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from regen.model.patches import PATCH
+from regen.chunking import PATCH
 
 # On a CPU two matrix products and a softmax train 3 to 4 times faster than the fused kernel up to
 # about this many tokens (bf16, 4 heads of 64: 144 tokens 36 against 128 ms, 576 tokens even).

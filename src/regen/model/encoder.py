@@ -5,6 +5,7 @@ In: video `[B, 3, T, H, W]` in [-1, 1], T = 1 or k + 1, H and W multiples of 8. 
 (content) sees frame 0 alone, bit for bit.
 """
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -12,6 +13,21 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import nn
 from torch.utils.checkpoint import checkpoint
+
+from regen.chunking import PATCH
+
+
+def check_strides(
+    strides: Sequence[Sequence[int]], patch_size: int, ratio: int, time_patch: int | None = None
+) -> None:
+    """ValueError unless stages of (time, space) `strides` and patches change `ratio` x and 8 x."""
+    temporal = math.prod(stride[0] for stride in strides) * (time_patch or 1)
+    spatial = math.prod(stride[1] for stride in strides) * patch_size
+    if (temporal, spatial) != (ratio, PATCH):
+        raise ValueError(
+            f"strides and patch sizes change {temporal}x in time and {spatial}x in space, "
+            f"expected {ratio}x and {PATCH}x"
+        )
 
 
 class CausalConv3d(nn.Conv3d):

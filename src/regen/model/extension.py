@@ -7,9 +7,9 @@ chunk before. At every sampling step that frame's state is replaced by what it w
 import torch
 from diffusers.utils.torch_utils import randn_tensor
 
-from regen.flow import EPSILON_MAX_TIMESTEP, euler_sample, predicted_sample
-from regen.model.autoencoder import AutoencoderREGEN, check_latents
-from regen.model.patches import PATCH
+from regen.chunking import PATCH, check_latents
+from regen.flow import euler_sample, predicted_sample, start_timestep
+from regen.model.autoencoder import AutoencoderREGEN
 
 
 @torch.no_grad()
@@ -67,6 +67,5 @@ def _decode_chunk(
         output = model.predict(noisy.to(model.dtype), timestep, latents, frame_times)
         return predicted_sample(output, noisy, timestep, kind)
 
-    start = EPSILON_MAX_TIMESTEP if kind == "epsilon" else 1.0
-    sample = euler_sample(denoise, noise, num_inference_steps, start)
+    sample = euler_sample(denoise, noise, num_inference_steps, start_timestep(kind))
     return sample[:, :, num_before:], states

@@ -4,14 +4,18 @@ Images train the first; chunks train both, the later frames from the first ones 
 in one step.
 """
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from torch import nn
 
+from regen.chunking import PATCH, to_float
 from regen.flow import add_noise, posterior_gain
-from regen.model.autoencoder import PRIOR_STD, AutoencoderREGEN
+from regen.model.autoencoder import AutoencoderREGEN
 from regen.model.chunk_decoder import OPEN_TIMESTEP
-from regen.model.objective import Given, ObjectiveConfig
-from regen.model.patches import PATCH
+from regen.model.moving_content import PRIOR_STD, move_content, predict_first, predict_later
+from regen.model.objective import Inputs, ObjectiveConfig
 from regen.perceptual.lpips import LPIPS
 
 # Choice: a third of the chunks goes without the next one's first frame. The last chunk of a video
@@ -38,36 +42,37 @@ class MovingObjective(nn.Module):
         self.model, self.config = model, config
         self.terms: dict[str, torch.Tensor] = {}
         self.term_names: tuple[str, ...] = ("first", "later")
+        self.latest = 1.0
         # In a tuple: no part of this module, and of no checkpoint.
         self._perceptual: tuple[LPIPS, ...] = ()
         if config.perceptual_weight:
             self._perceptual = (LPIPS("vgg"),)
             self.term_names += ("perceptual",)
 
-    def arguments(
-        self, given: Given, generator: torch.Generator
-    ) -> tuple[torch.Tensor | None, ...]:
-        """Noise, timesteps and noise on the latents for a batch, and whether the next is known."""
-        chunk, target = given.chunk, given.target
+    def prepare(self, batch: Mapping[str, Any], generator: torch.Generator) -> Inputs:
+        """The batch as floats with noise and timesteps; `to_first` where the next chunk is used."""
+        chunk, target = to_float(batch["chunk"]), to_float(batch["target"])
         noise = torch.randn(target.shape, generator=generator)
         open_times = 1.5 * OPEN_TIMESTEP * torch.rand(len(target), generator=generator).pow(1.5)
         noise_only = torch.rand(len(target), generator=generator) < self.config.noise_only_share
         timestep = torch.where(noise_only, torch.ones(len(target)), open_times + MIN_TIMESTEP)
         channels = self.model.config["latent_channels"]
         shape = (len(chunk), channels, 2, chunk.shape[-2] // PATCH, chunk.shape[-1] // PATCH)
-        latent_noise = self.config.latent_noise * torch.randn(shape, generator=generator)
-        following, to_first = given.following, given.to_first
-        if float(torch.rand((), generator=generator)) < NO_NEXT_PROBABILITY:
-            to_first = None
-        times = given.frame_times
-        return (
-            chunk, target, times, noise, timestep, latent_noise, given.motion, following, to_first,
-        )  # fmt: skip
-
-    def timesteps(
-        self, arguments: tuple[torch.Tensor | None, ...]
-    ) -> tuple[torch.Tensor | None, float]:
-        return arguments[4], 1.0
+        inputs = {
+            "chunk": chunk,
+            "target": target,
+            "frame_times": batch["frame_times"],
+            "noise": noise,
+            "timestep": timestep,
+            "latent_noise": self.config.latent_noise * torch.randn(shape, generator=generator),
+        }
+        has_next = float(torch.rand((), generator=generator)) >= NO_NEXT_PROBABILITY
+        if "following" in batch:
+            inputs["following"] = to_float(batch["following"])
+            inputs["motion"] = batch["motion"]
+            if has_next:
+                inputs["to_first"] = batch["to_first"]
+        return inputs
 
     def forward(
         self,
@@ -90,9 +95,8 @@ class MovingObjective(nn.Module):
         latents = latents + latent_noise[:, :, : latents.shape[2]].to(latents.dtype)
         unused = 0 * (model.image_motion_latents.sum() + model.sources.sum())
         if num_frames == 1:
-            prediction = model.predict_first(
-                add_noise(target, noise, timestep), timestep, latents[:, :, 0]
-            )
+            noisy = add_noise(target, noise, timestep)
+            prediction = predict_first(model, noisy, timestep, latents[:, :, 0])
             losses = self._losses(prediction, target, timestep)
             self.terms = {"first": losses.detach().mean()}
             losses = losses + self._perceive(prediction, target)
@@ -105,20 +109,18 @@ class MovingObjective(nn.Module):
             contents = torch.cat([contents, model.encode_chunk(following[:, :, None])[:, :, 0]])
             firsts = torch.cat([firsts, following])
         at_noise = torch.ones(len(contents), device=chunk.device)
-        pictures = model.predict_first(torch.zeros_like(firsts)[:, :, None], at_noise, contents)
+        pictures = predict_first(model, torch.zeros_like(firsts)[:, :, None], at_noise, contents)
         first_losses = self._losses(pictures, firsts[:, :, None], at_noise)
         pictures = pictures[:, :, 0].clamp(-1, 1)
         first, after = pictures[: len(chunk)], None
         if to_first is not None:
             after = pictures[len(chunk) :].detach()
             first_losses = first_losses.view(2, -1).mean(dim=0)
-        warped, reference = model.move_content(
-            first, after, latents, frame_times, to_first, ratio=num_frames - 1
+        ratio, noisy = num_frames - 1, add_noise(target, noise, timestep)
+        sources = move_content(model, first, after, latents, frame_times, to_first, ratio)
+        prediction = predict_later(
+            model, noisy, timestep, latents, frame_times, *sources, after is not None, ratio
         )
-        prediction = model.predict_later(
-            add_noise(target, noise, timestep), timestep, latents, frame_times, warped, reference,
-            has_next=after is not None, ratio=num_frames - 1,
-        )  # fmt: skip
         later_losses = self._losses(prediction, target, timestep)
         self.terms = {"first": first_losses.detach().mean(), "later": later_losses.detach().mean()}
         losses = (1 - LATER_WEIGHT) * first_losses + LATER_WEIGHT * later_losses
@@ -153,7 +155,8 @@ class MovingObjective(nn.Module):
         self.terms["perceptual"] = distance.detach().mean()
         return self.config.perceptual_weight * distance
 
-    def reconstruct(self, video: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    def reconstruct(
+        self, video: torch.Tensor, generator: torch.Generator, ratio: int | None = None
+    ) -> torch.Tensor:
         """Encode and decode `[B, 3, T, H, W]` in one step; here, as it is what launchers wrap."""
-        sample: torch.Tensor = self.model(video, generator=generator).sample
-        return sample
+        return self.model(video, generator=generator, ratio=ratio).sample

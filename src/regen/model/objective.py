@@ -4,16 +4,16 @@
 `regen.baselines.objective` has its baseline's.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import nn
 
-from regen.flow import EPSILON_MAX_TIMESTEP, add_noise, training_target
+from regen.chunking import PATCH, to_float
+from regen.flow import add_noise, start_timestep, training_target
 from regen.model.autoencoder import AutoencoderREGEN
-from regen.model.patches import PATCH
 
 
 @dataclass(frozen=True)
@@ -28,38 +28,28 @@ class ObjectiveConfig:
     perceptual_weight: float = 0.0
 
 
-@dataclass(frozen=True)
-class Given:
-    """A batch on the CPU: `chunk` `[B, 3, 1 or more, H, W]` and `target` `[B, 3, F, H, W]` in
-    [-1, 1], `frame_times` `[B, F]` of the targets, and `progress` of the run, from 0 to 1; of
-    chunks from a store also the next chunk's first frame and the motion."""
-
-    chunk: torch.Tensor
-    target: torch.Tensor
-    frame_times: torch.Tensor
-    progress: float
-    following: torch.Tensor | None = None
-    motion: torch.Tensor | None = None
-    to_first: torch.Tensor | None = None
+Inputs = dict[str, torch.Tensor]
 
 
 class Objective(Protocol):
-    """A module whose `forward(*arguments)` gives the losses `[B]` of a batch: one that learns."""
+    """A module that one learner is trained by: two methods, `prepare` and `forward`, its losses."""
 
-    terms: dict[str, torch.Tensor]  # of the last batch, for the curves
+    terms: dict[str, torch.Tensor]  # parts of the last losses, for the curves
+    latest: float  # the timestep where one-step decoding starts
 
     @property
     def term_names(self) -> Sequence[str]: ...
 
-    def arguments(
-        self, given: Given, generator: torch.Generator
-    ) -> tuple[torch.Tensor | None, ...] | None:
-        """What `forward` takes, all draws from `generator`; None: it does not learn now."""
+    def prepare(self, batch: Mapping[str, Any], generator: torch.Generator) -> Inputs | None:
+        """What `forward` takes, on the CPU, with all that is drawn; None: it does not learn now.
 
-    def timesteps(
-        self, arguments: tuple[torch.Tensor | None, ...]
-    ) -> tuple[torch.Tensor | None, float]:
-        """Diffusion times `[B]` among `arguments`, if any, and the one where one step starts."""
+        `batch`: uint8 `chunk` `[B, 3, 1 or more, H, W]`, `target` `[B, 3, F, H, W]`, their
+        `frame_times` `[B, F]`, `progress` of the run from 0 to 1; of chunks from a store also the
+        next chunk's first frame `following` and the motion.
+        """
+
+    def __call__(self, **inputs: torch.Tensor) -> torch.Tensor:
+        """Losses of the samples, `[B]`."""
 
 
 def detail_weights(target: torch.Tensor, floor: float = 0.02) -> torch.Tensor:
@@ -85,26 +75,24 @@ class REGENObjective(nn.Module):
         self.model, self.config = model, config
         self.terms: dict[str, torch.Tensor] = {}
         # Choice: noise prediction does not train at t = 1. It cannot be sampled from there.
-        is_epsilon = model.config["prediction_type"] == "epsilon"
-        self.latest = EPSILON_MAX_TIMESTEP if is_epsilon else 1.0
+        self.latest = start_timestep(model.config["prediction_type"])
 
-    def arguments(
-        self, given: Given, generator: torch.Generator
-    ) -> tuple[torch.Tensor | None, ...]:
-        """Noise, timesteps and noise on the latents for a batch."""
-        chunk, target, share = given.chunk, given.target, self.config.noise_only_share
+    def prepare(self, batch: Mapping[str, Any], generator: torch.Generator) -> Inputs:
+        """The batch as floats with noise, timesteps and noise on the latents."""
+        chunk, target = to_float(batch["chunk"]), to_float(batch["target"])
         noise = torch.randn(target.shape, generator=generator)
-        timestep = draw_timesteps(len(target), share, generator, self.latest)
-        latent_noise = None
+        share = self.config.noise_only_share
+        inputs = {
+            "chunk": chunk,
+            "target": target,
+            "frame_times": batch["frame_times"],
+            "noise": noise,
+            "timestep": draw_timesteps(len(target), share, generator, self.latest),
+        }
         if self.config.latent_noise:
             drawn = draw_latent_noise(chunk, self.model.config["latent_channels"], generator)
-            latent_noise = self.config.latent_noise * drawn
-        return chunk, target, given.frame_times, noise, timestep, latent_noise
-
-    def timesteps(
-        self, arguments: tuple[torch.Tensor | None, ...]
-    ) -> tuple[torch.Tensor | None, float]:
-        return arguments[4], self.latest
+            inputs["latent_noise"] = self.config.latent_noise * drawn
+        return inputs
 
     def forward(
         self,
@@ -139,10 +127,11 @@ class REGENObjective(nn.Module):
             return losses
         return losses * detail_weights(target)
 
-    def reconstruct(self, video: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    def reconstruct(
+        self, video: torch.Tensor, generator: torch.Generator, ratio: int | None = None
+    ) -> torch.Tensor:
         """Encode and decode `[B, 3, T, H, W]` in one step; here, as it is what launchers wrap."""
-        sample: torch.Tensor = self.model(video, generator=generator).sample
-        return sample
+        return self.model(video, generator=generator, ratio=ratio).sample
 
 
 def draw_timesteps(

@@ -8,7 +8,8 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import nn
 
-PATCH = 8  # pixels; the spatial compression ratio of every REGEN model
+from regen.chunking import PATCH
+
 PATCH_VALUES = 3 * PATCH**2
 
 
@@ -26,7 +27,7 @@ class LinearCodec(nn.Module):
     """A frame -> `num_channels` whitened principal components of each patch -> the frame again.
 
     This is the residual path around encoder and decoder (DC-AE, 2024): what linear coding can do,
-    the model does from its first step. `regen.training.linear_start` finds the components.
+    the model does from its first step. `regen.training.embedder` finds the components.
 
     Choice: each patch is decoded from its own components. Least squares from the neighbourhood has
     half a decibel more, and then the transformer learns nothing: no linear feature of its inputs

@@ -19,9 +19,8 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from regen.baselines.magvit import AutoencoderMAGVITv2
+from regen.flops import FORMULAS
 from regen.loading import Autoencoder, new_model
-from regen.training.step_cost import FORMULAS
 
 REPEATS = 3  # timings of which the median counts, after one that does not
 PEER_FRAMES = 25
@@ -77,7 +76,7 @@ def decode_chunk(model: Autoencoder, size: int) -> torch.Tensor:
     options = {"device": weights.device, "dtype": weights.dtype}
     num_latent_frames, channels = geometry.latent_frames_per_chunk, model.config["latent_channels"]
     latents = torch.zeros((1, channels, num_latent_frames, positions, positions), **options)
-    if isinstance(model, AutoencoderMAGVITv2):
+    if not model.is_generative:
         return model.decode_chunk(latents)
     frame_times = torch.zeros(1, geometry.chunk_length, device=weights.device)
     noise = torch.zeros(1, 3, geometry.chunk_length, size, size, **options)

@@ -24,8 +24,8 @@ from regen.evaluation.protocols import DAVIS_FRAMES, METRICS, absent_line, media
 from regen.evaluation.sheets import write_picture
 from regen.loading import Autoencoder, find_device
 from regen.reproduction.config import ReproduceConfig
-from regen.reproduction.tables import spread
-from regen.reproduction.training import Trained
+from regen.reproduction.models import Trained
+from regen.reproduction.paper import spread
 from regen.video import VIDEO_SUFFIXES, read_prepared, video_to_frames
 
 NUM_PICTURED = 4  # clips

@@ -5,7 +5,7 @@ Flow matching on cached latents, images first, then images and videos mixed.
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -20,8 +20,8 @@ from regen.evaluation.sheets import write_samples
 from regen.flow import training_target
 from regen.loading import load_model
 from regen.model.autoencoder import AutoencoderREGEN
+from regen.model.objective import Inputs
 from regen.t2v.batches import (
-    LatentBatch,
     LatentBatchConfig,
     LatentBatches,
     LatentClips,
@@ -32,13 +32,12 @@ from regen.t2v.pipeline import RegenTextToVideoPipeline, load_pipeline, make_sch
 from regen.t2v.presets import GENERATOR_PRESETS
 from regen.t2v.text_encoder import DEFAULT_NAME, TextEncoder
 from regen.t2v.transformer import RegenTransformer3DModel
-from regen.training.averages import make_averages
-from regen.training.checkpoint import latest_checkpoint, load_checkpoint
-from regen.training.loop import run_training
+from regen.training.checkpoint import make_averages
+from regen.training.distributed import parallelize
+from regen.training.embedder import copy_fitting
+from regen.training.loop import Learner, Run, find_checkpoint, run_training
 from regen.training.monitor import Monitor
 from regen.training.optimizer import make_optimizer
-from regen.training.parallel import parallelize
-from regen.training.run import Learner, Run, step_seed
 
 TASKS = ("image", "video")
 NUM_PROMPTS = 4  # on a sheet, where none are given
@@ -49,9 +48,24 @@ VALIDATION_TIMESTEPS = (0.1, 0.3, 0.5, 0.7, 0.9)
 class GeneratorObjective(nn.Module):
     """Flow matching: the error of eps - x, over the latent frames that are not given."""
 
-    def __init__(self, model: RegenTransformer3DModel) -> None:
+    term_names: tuple[str, ...] = ()
+    latest = 1.0
+
+    def __init__(self, model: RegenTransformer3DModel, config: GeneratorConfig) -> None:
         super().__init__()
-        self.model = model
+        self.model, self.config = model, config
+        self.terms: dict[str, torch.Tensor] = {}
+
+    def prepare(self, batch: Mapping[str, Any], generator: torch.Generator) -> Inputs:
+        """A `LatentBatch` with noise and timesteps."""
+        names = ("latents", "num_given", "prompt_embeds", "prompt_mask")
+        inputs = {name: batch[name] for name in names}
+        noise = torch.randn(inputs["latents"].shape, generator=generator)
+        config = self.config
+        timestep = draw_generator_timesteps(
+            len(noise), config.logit_mean, config.logit_std, config.timestep_shift, generator
+        )
+        return inputs | {"noise": noise, "timestep": timestep}
 
     def forward(
         self,
@@ -95,7 +109,8 @@ def draw_generator_timesteps(
 
 @dataclass
 class GeneratorTask:
-    """`held_out`: indices of those clips that validate. `prompts`: of the sheets, embedded."""
+    """Validation and export. `held_out`: indices of the clips that validate; `prompts` of the
+    sheets, embedded."""
 
     config: GeneratorConfig
     objective: GeneratorObjective
@@ -107,24 +122,6 @@ class GeneratorTask:
     prompt_embeds: torch.Tensor
     prompt_mask: torch.Tensor
     null_embeds: torch.Tensor
-
-    def batch_loss(self, run: Run, learner: Learner, batch: LatentBatch, rank: int) -> torch.Tensor:
-        """Mean loss of a batch; its noise is that of `rank` and the run's step."""
-        config, device = self.config, run.accelerator.device
-        generator = torch.Generator().manual_seed(step_seed(config.seed, rank, run.step))
-        latents = batch["latents"]
-        noise = torch.randn(latents.shape, generator=generator)
-        timestep = draw_generator_timesteps(
-            len(latents), config.logit_mean, config.logit_std, config.timestep_shift, generator
-        ).to(device)
-        rest = (batch["num_given"], batch["prompt_embeds"], batch["prompt_mask"])
-        with run.accelerator.autocast():
-            losses = learner.wrapped(
-                latents.to(device), noise.to(device), timestep, *(part.to(device) for part in rest)
-            )
-        run.monitor.add(batch["task"], losses, timestep, 1.0)
-        loss: torch.Tensor = losses.mean()
-        return loss
 
     @torch.no_grad()
     def validate(self, run: Run, sheet: Path | None) -> dict[str, float]:
@@ -150,14 +147,15 @@ class GeneratorTask:
             for name, one in kinds.items():
                 every = one.expand(len(VALIDATION_TIMESTEPS), *one.shape)
                 noise = torch.randn(every.shape, generator=generator)
-                losses = self.objective(
-                    every.to(device),
-                    noise.to(device),
-                    torch.tensor(VALIDATION_TIMESTEPS, device=device),
-                    torch.zeros(len(VALIDATION_TIMESTEPS), dtype=torch.long, device=device),
-                    embeds.to(device),
-                    mask.to(device),
-                )
+                inputs = {
+                    "latents": every,
+                    "noise": noise,
+                    "timestep": torch.tensor(VALIDATION_TIMESTEPS),
+                    "num_given": torch.zeros(len(VALIDATION_TIMESTEPS), dtype=torch.long),
+                    "prompt_embeds": embeds,
+                    "prompt_mask": mask,
+                }
+                losses = self.objective(**{key: value.to(device) for key, value in inputs.items()})
                 sums.setdefault(name, []).append(float(losses.mean()))
         named = {f"validation/loss_{name}": float(np.mean(found)) for name, found in sums.items()}
         every_loss = [loss for found in sums.values() for loss in found]
@@ -279,20 +277,14 @@ def take_transformer(model: RegenTransformer3DModel, init: str, info: dict[str, 
                 f"{init} was trained on {what} of encoder {found}, --data has those of {wanted}: "
                 "give a cache made with the models of --init, or train without it"
             )
-    state = model.state_dict()
-    fitting = {
-        name: tensor
-        for name, tensor in source.transformer.state_dict().items()
-        if name in state and tensor.shape == state[name].shape
-    }
     # Choice: a text-to-video model that starts from another keeps its statistics of the latents.
     # New ones would change what the weights say. Of motion, one of images alone has none to keep.
     mean, std = source.transformer.latents_mean, source.transformer.latents_std
     for kind in (0, 1):
         if not mean[:, kind].any() and std[:, kind].eq(1).all():
             mean[:, kind], std[:, kind] = model.latents_mean[:, kind], model.latents_std[:, kind]
-    model.load_state_dict(state | fitting)
-    return sorted({name.rpartition(".")[0] or name for name in set(state) - set(fitting)})
+    new = copy_fitting(source.transformer, model)
+    return sorted({name.rpartition(".")[0] or name for name in new})
 
 
 def agree_on_latents(path: Path, info: dict[str, Any], accelerator: Accelerator) -> None:
@@ -345,16 +337,13 @@ def start_generator(config: GeneratorConfig, accelerator: Accelerator) -> Run:
     model = build_transformer(config, vae, encoder.dim, (usual[0], usual[1], usual[2]))
     moments = clips.moments()
     model.set_latent_statistics(moments.mean.float(), moments.std.float())
-    with accelerator.main_process_first():  # renames what is damaged
-        checkpoint, damaged = latest_checkpoint(config.output / "checkpoints")
-    for path in damaged:
-        accelerator.print(f"a checkpoint is damaged and was put aside: {path}")
+    checkpoint = find_checkpoint(config, accelerator)
     if checkpoint is None and config.init is not None:
         new = take_transformer(model, config.init, clips.info)
         some = ", ".join(new[:20] + ["..."] * (len(new) > 20)) or "nothing"
-        accelerator.print(f"start from {config.init}; what starts anew: {some}")
+        accelerator.print(f"start from {config.init}; randomly initialised: {some}")
     agree_on_latents(config.output / "latents.json", clips.info, accelerator)
-    objective = GeneratorObjective(model)
+    objective = GeneratorObjective(model, config)
     task = GeneratorTask(
         config,
         objective,
@@ -368,14 +357,17 @@ def start_generator(config: GeneratorConfig, accelerator: Accelerator) -> Run:
         null_embeds,
     )
     wrapped = parallelize(objective, model, ("sample",), config, accelerator)
-    optimizer, ema = make_optimizer(model, config), make_averages(model, config.ema_decay)
-    learners = [Learner("model", objective, wrapped, optimizer)]
-    monitor = Monitor(accelerator, TASKS)
-    run = Run(config, accelerator, task, model, learners, ema, batches, None, monitor)
-    if checkpoint is not None:
-        run.step, run.elapsed_s = load_checkpoint(checkpoint, model, ema, optimizer)
-        accelerator.print(f"going on at step {run.step} of {config.steps}")
-    return run
+    return Run(
+        config,
+        accelerator,
+        model,
+        [Learner("model", objective, wrapped, make_optimizer(model, config))],
+        make_averages(model, config.ema_decay),
+        batches,
+        Monitor(accelerator, TASKS),
+        task.validate,
+        task.export,
+    ).resume(checkpoint)
 
 
 def train_generator(config: GeneratorConfig) -> None:

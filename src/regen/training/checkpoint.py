@@ -12,7 +12,7 @@ import re
 import shutil
 from collections.abc import Callable, Iterator
 from collections.abc import Set as AbstractSet
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
 from torch.distributed.tensor import DTensor
+
+from regen.training.distributed import local, whole
 
 NAME = re.compile(r"step_(\d{8,})(\.safetensors)?")
 Learner = tuple[nn.Module, torch.optim.Optimizer]  # another one, its state under a prefix
@@ -289,3 +291,47 @@ def load_checkpoint(
                 reader.copy_into(tensor, name)
         ema.optimization_step = int(reader.metadata["ema_steps"])
         return int(reader.metadata["step"]), float(reader.metadata.get("elapsed_s", 0))
+
+
+# -- averaged weights ------------------------------------------------------------------------------
+
+
+def make_averages(model: nn.Module, decay: float) -> EMAModel:
+    """Averages of the parameters of `model`, each process of those that it holds.
+
+    Choice: averaged weights are what is validated and exported. They are smoother than the last.
+    """
+    return EMAModel(model.parameters(), decay=decay, use_ema_warmup=True, power=0.75)
+
+
+def _swap(model: nn.Module, averages: EMAModel) -> None:
+    for parameter, shadow in zip(model.parameters(), averages.shadow_params, strict=True):
+        before = local(parameter).clone()
+        local(parameter).copy_(local(shadow))
+        local(shadow).copy_(before)
+
+
+@contextmanager
+def averaged_weights(model: nn.Module, averages: EMAModel) -> Iterator[None]:
+    """Within this context the parameters of `model` are the averages."""
+    _swap(model, averages)
+    try:
+        yield
+    finally:
+        _swap(model, averages)
+
+
+def gather_averages(model: nn.Module, averages: EMAModel, keep: bool) -> dict[str, torch.Tensor]:
+    """State of `model` with the averages for parameters, on the CPU; empty where not `keep`.
+
+    Every process must call this: one tensor after the other is put together.
+    """
+    state = {name: tensor for name, tensor in model.state_dict().items()}
+    for (name, _), shadow in zip(model.named_parameters(), averages.shadow_params, strict=True):
+        state[name] = shadow
+    gathered = {}
+    for name, tensor in state.items():
+        full = whole(tensor)
+        if keep:
+            gathered[name] = full.cpu()
+    return gathered

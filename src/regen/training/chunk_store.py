@@ -13,7 +13,8 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from regen.data.batches import Batch, TrainingBatches, to_float
+from regen.chunking import to_float
+from regen.data.batches import Batch, TrainingBatches
 from regen.data.colors import augment_colors
 from regen.model.motion import GRID, NEXT_CELL, NUM_TERMS
 from regen.model.motion_estimation import estimate_motion, motion_to_next

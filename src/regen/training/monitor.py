@@ -1,13 +1,73 @@
-"""What a run tells between two lines of its curves: losses by task and timestep, and its speed."""
+"""What a run reports between two lines of its curves: losses, its speed, and FLOPs of what runs.
 
+FLOPs are counted by operation, as it is dispatched: matrix products, convolutions, attention.
+"""
+
+import math
 import time
 from collections.abc import Hashable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from accelerate import Accelerator
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
 
-from regen.training.flops import CountedFlops, matmul_peak
+from regen.flops import FORMULAS
+
+NUM_TRIALS = 5
+PEAK_SIDE = {"cpu": 1024, "cuda": 8192}  # of the matrices whose product is timed
+
+
+def _shape(value: Any) -> Any:
+    return value.shape if isinstance(value, torch.Tensor) else value
+
+
+class CountedFlops(TorchDispatchMode):
+    """Sums `flops` of all that runs within, forward and backward.
+
+    (The library's FlopCounterMode also hooks every module, which sharded ones do not bear.)
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.flops = 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        packet = func._overloadpacket
+        if packet in FORMULAS:
+            self.flops += FORMULAS[packet](*map(_shape, args), **(kwargs or {}))
+        elif packet in flop_registry:
+            self.flops += flop_registry[packet](*args, **(kwargs or {}), out_val=result)
+        return result
+
+
+@torch.no_grad()
+def matmul_peak(device: torch.device, dtype: torch.dtype) -> float:
+    """FLOP/s of a large square product in `dtype`: the best of a few, all threads of the process.
+
+    What utilisation is measured against; a data sheet's number is not what a machine gives.
+    """
+    side = PEAK_SIDE.get(device.type, PEAK_SIDE["cpu"])
+    matrix = torch.ones(side, side, device=device, dtype=dtype)
+    fastest = math.inf
+    for _ in range(NUM_TRIALS):
+        _wait(device)
+        started = time.perf_counter()
+        matrix @ matrix
+        _wait(device)
+        fastest = min(fastest, time.perf_counter() - started)
+    return 2 * side**3 / fastest
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
 
 NUM_BINS = 4  # of the timesteps below the last one, where one-step decoding starts
 

@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from regen.model.presets import PRESETS
-from regen.training.config import TrainConfig
-from regen.training.recipes import RECIPES
+from regen.training.config import RECIPES, TrainConfig
 
 if TYPE_CHECKING:
     from regen.model.autoencoder import AutoencoderREGEN
@@ -18,7 +17,7 @@ if TYPE_CHECKING:
 # The paper's batches (B.3), by preset: videos, and images, of a GPU.
 PAPER_BATCHES = {
     recipe["preset"]: (recipe["video_batch_size"], recipe["image_batch_size"])
-    for recipe in (make() for make in RECIPES.values())
+    for recipe in RECIPES.values()
 }
 # Makers' numbers: dense bfloat16 TFLOP/s, and memory in GiB.
 GPUS = {"a100": (312, 80), "h100": (989, 80), "h200": (989, 140), "b200": (2250, 180)}

@@ -23,12 +23,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
+from regen.chunking import PATCH
+from regen.flops import FORMULAS
 from regen.model.autoencoder import AutoencoderREGEN
 from regen.model.motion import GRID, NEXT_CELL, NUM_TERMS
 from regen.model.moving_objective import MovingObjective
-from regen.model.objective import ObjectiveConfig, REGENObjective
-from regen.model.patches import PATCH
-from regen.training.flops import FORMULAS
+from regen.model.objective import Inputs, ObjectiveConfig, REGENObjective
 
 aten = torch.ops.aten
 
@@ -92,7 +92,7 @@ def step_cost(
         gc.freeze()  # so that collecting in between is quick
         with norms, counter, memory:
             with torch.autocast("cpu", torch.bfloat16):
-                loss = objective(*batch).mean()
+                loss = objective(**batch).mean()
             flops_forward = counter.get_total_flops()
             saved = memory.mark()
             if gradient_checkpointing:  # its fake tensors are left in cycles, real ones are not
@@ -111,32 +111,27 @@ def step_cost(
     )
 
 
-def fake_batch(model: AutoencoderREGEN, shape: StepShape) -> tuple[torch.Tensor, ...]:
-    """What the objective takes: chunk, target, frame times, noise and timestep.
-
-    With moving content also noise on the latents, and of chunks what a store knows of them: motion,
-    the next chunk's first frame and the motion to it.
-    """
+def fake_batch(model: AutoencoderREGEN, shape: StepShape) -> Inputs:
+    """What the objective's `prepare` gives; of moving content with all that a store knows."""
     size, picture = shape.batch_size, (shape.height, shape.width)
     num_frames = 1 if shape.is_image else model.geometry.chunk_length
     num_targets = 1 if shape.is_image else shape.num_targets
-    batch = (
-        torch.zeros(size, 3, num_frames, *picture),
-        torch.zeros(size, 3, num_targets, *picture),
-        torch.zeros(size, num_targets),
-        torch.zeros(size, 3, num_targets, *picture),
-        torch.zeros(size),
-    )
-    if model.linear is None:
-        return batch
-    channels = model.config["latent_channels"]
-    latent_noise = torch.zeros(size, channels, 2, *(side // PATCH for side in picture))
-    if shape.is_image:
-        return (*batch, latent_noise)
-    cells = [-(-side // GRID) for side in picture]
-    motion = torch.zeros(size, 2 * NUM_TERMS, *cells)
-    to_first = torch.zeros(size, 2, *(GRID // NEXT_CELL * count for count in cells))
-    return (*batch, latent_noise, motion, torch.zeros(size, 3, *picture), to_first)
+    shapes: dict[str, tuple[int, ...]] = {
+        "chunk": (size, 3, num_frames, *picture),
+        "target": (size, 3, num_targets, *picture),
+        "frame_times": (size, num_targets),
+        "noise": (size, 3, num_targets, *picture),
+        "timestep": (size,),
+    }
+    if model.linear is not None:
+        places = [side // PATCH for side in picture]
+        shapes["latent_noise"] = (size, model.config["latent_channels"], 2, *places)
+        if not shape.is_image:
+            cells = [-(-side // GRID) for side in picture]
+            shapes["motion"] = (size, 2 * NUM_TERMS, *cells)
+            shapes["following"] = (size, 3, *picture)
+            shapes["to_first"] = (size, 2, *(GRID // NEXT_CELL * count for count in cells))
+    return {name: torch.zeros(one) for name, one in shapes.items()}
 
 
 class LiveBytes(TorchDispatchMode):

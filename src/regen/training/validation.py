@@ -1,12 +1,12 @@
 """Validation of a run: one-step reconstructions of held-out clips, measured and shown."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from regen.data.batches import to_float
+from regen.chunking import to_float
 from regen.data.clips import BadClipError, Clip
 from regen.evaluation.metrics import psnr, ssim
 from regen.evaluation.sheets import write_sheet
@@ -17,7 +17,7 @@ NUM_SHOWN = 4  # clips on a sample sheet
 
 
 def validation_chunks(
-    clips: list[Clip], num_frames: int, bad: list[str], size: int = 256
+    clips: Sequence[Clip], num_frames: int, bad: list[str], size: int = 256
 ) -> Iterator[torch.Tensor]:
     """The middle of each clip, centre-cropped: float `[1, 3, <= num_frames, <= size, <= size]`.
 
@@ -40,7 +40,7 @@ def validation_chunks(
 @torch.no_grad()
 def validate(
     reconstruct: Callable[[torch.Tensor, torch.Generator], torch.Tensor],
-    clips: list[Clip],
+    clips: Sequence[Clip],
     num_frames: int,
     device: torch.device,
     bad: list[str],

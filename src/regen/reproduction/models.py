@@ -9,20 +9,17 @@ import os
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 
 from regen.loading import Autoencoder, load_model
 from regen.model.presets import MAGVIT_PRESETS, PRESETS
 from regen.reproduction.config import ReproduceConfig
-from regen.training.config import TrainConfig, check_run_config
-from regen.training.embedder import EmbedderTask
-from regen.training.loop import train_step
-from regen.training.parallel import make_accelerator
-from regen.training.recipes import RECIPES
-from regen.training.run import OwnBatches, Run
-from regen.training.start import start_run, train
+from regen.training.config import RECIPES, TrainConfig, check_run_config
+from regen.training.distributed import make_accelerator
+from regen.training.embedder import start_run, train
+from regen.training.loop import OwnBatches, Run, train_step
 
 PROBE_STEPS = 1000  # iterations of the run that a probe pretends to be
 PROBE_PLACES = (0.0, 0.25, 0.5, 0.75)  # of it; the adversarial losses begin at a third
@@ -111,7 +108,7 @@ def _train_config(config: ReproduceConfig, preset: str, seed: int, output: Path)
         options = dict(PAPER_MAGVIT)
     elif config.size == "paper":
         ratio = PRESETS[preset]()["temporal_compression_ratio"]
-        options = RECIPES[f"paper_{ratio}x"]() | {"gradient_checkpointing": True}
+        options = RECIPES[f"paper_{ratio}x"] | {"gradient_checkpointing": True}
     if preset in MAGVIT_PRESETS:
         options["perceptual_weights"] = config.perceptual_weights
     options |= {"preset": preset, "seed": seed, "tracker": "none"}
@@ -153,8 +150,7 @@ def seconds_per_step(config: TrainConfig) -> tuple[float, float, int, str]:
     probe.output.mkdir(parents=True, exist_ok=True)
     accelerator = make_accelerator(probe)
     run = start_run(probe, accelerator)
-    task = cast(EmbedderTask, run.task)
-    if not task.validation_clips:
+    if not run.held_out:
         raise ValueError(
             "--data leaves no clip to validate on: give clips of more sources, at most three of one"
         )
@@ -168,9 +164,9 @@ def seconds_per_step(config: TrainConfig) -> tuple[float, float, int, str]:
                 continue
             share = probe.image_share if is_image else 1 - probe.image_share
             mean += share * _time_step(run, batches, item, clock) / len(PROBE_PLACES)
-    num_clips, task.validation_clips = len(task.validation_clips), task.validation_clips[:1]
+    num_clips, run.held_out = len(run.held_out), run.held_out[:1]
     start = clock()
-    task.validate(run, None)
+    run.validate(run, None)
     clip_seconds = 2 * (clock() - start)  # averaged weights, and raw ones
     return mean, clip_seconds, num_clips, "the thread's clock" if is_own_clock else "the wall clock"
 
