@@ -70,7 +70,8 @@ def main() -> None:
     assert isinstance(model, AutoencoderREGEN)
     lpips, rows, moves = LPIPS("alex"), [], []
     for path in tqdm(sorted(options.clips.glob("*.mp4")), "clips"):
-        video = frames_to_video(read_prepared(path, options.size, options.num_frames))
+        frames = read_prepared(path, options.size, options.num_frames)
+        video = frames_to_video(frames)[None]
         moves.append(stillness(video, options.ratio + 1) < options.moving_below)
         row = []
         for part in PARTS:
