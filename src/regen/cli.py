@@ -292,14 +292,22 @@ class Train(TrainConfig):
     """
 
     recipe: str | None = None
-    """paper_4x, paper_8x, paper_16x, paper_32x: options of the paper, as defaults; those that you
-    give stay as you give them."""
+    """natural, shapes: how the embedded models were made, stage by stage. paper_4x, paper_8x,
+    paper_16x, paper_32x: options of the paper. Options that you give prevail, in every stage."""
 
     def run(self) -> None:
+        from regen.training.recipes import stages
+        from regen.training.stages import chain, train_stages
         from regen.training.start import train
 
-        self.check()
-        train(self)
+        if self.recipe is None:
+            self.check()
+            train(self)
+            return
+        needed = {"data": tyro.MISSING, "output": tyro.MISSING, "recipe": self.recipe}
+        options = stages(self.recipe)
+        runs = {name: _parse(Train(**needed, **some)) for name, some in options.items()}
+        train_stages(chain(runs))
 
 
 @dataclass(frozen=True)
@@ -682,10 +690,7 @@ def main() -> None:
     if isinstance(sys.stdout, io.TextIOWrapper):  # names of files that are not UTF-8
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
-        command = _parse()
-        if isinstance(command, Train) and command.recipe is not None:
-            command = _parse(_with_recipe(command.recipe))
-        command.run()
+        _parse().run()
     except (ValueError, OSError) as error:
         _fail(1, str(error))
     except (MemoryError, RuntimeError) as error:
@@ -715,16 +720,6 @@ def _parse(default: Any = tyro.MISSING) -> Any:
         default=default,
         config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff),
     )
-
-
-def _with_recipe(recipe: str) -> Train:
-    """`regen train` as `recipe` has it. ValueError: no such."""
-    from regen.training.recipes import RECIPES
-
-    if recipe not in RECIPES:
-        raise ValueError(f"--recipe is one of {', '.join(RECIPES)}, got {recipe!r}")
-    needed = {"data": tyro.MISSING, "output": tyro.MISSING}
-    return Train(recipe=recipe, **needed, **RECIPES[recipe]())
 
 
 def _fail(status: int, message: str) -> None:

@@ -1,7 +1,8 @@
-"""The paper's recipes (B.2, B.3) as options of `regen train`, a function for each ratio.
+"""Recipes as options of `regen train`: the paper's (B.2, B.3), and those of the embedded weights.
 
-Batches are those of one of 32 GPUs. What takes the place of 32 processes on fewer:
-`--gradient-accumulation-steps`.
+The paper's batches are those of one of 32 GPUs. What takes the place of 32 processes on fewer:
+`--gradient-accumulation-steps`. A recipe of several stages is a run for each: it starts from the
+weights of the one before.
 """
 
 from collections.abc import Callable
@@ -48,6 +49,59 @@ def paper_32x() -> dict[str, Any]:
     return _paper(32)
 
 
-RECIPES: dict[str, Callable[[], dict[str, Any]]] = {
+Options = dict[str, Any]
+
+
+def _natural(**options: Any) -> Options:
+    return {
+        "preset": "natural_32x",
+        "optimizer": "muon",
+        "weight_decay": 0.0,
+        "warmup_steps": 50,
+        "cooldown_share": 0.15,
+        "ema_decay": 0.998,
+        "crop": 128,
+        "image_batch_size": 8,
+        "num_targets": 2,
+        "noise_only_share": 1.0,
+        "latent_noise": 0.02,
+        "validation_sources": 16,
+        "validation_clips": 8,
+        **options,
+    }
+
+
+# Stages by name, in order, of the models that come with the package: a core and a half day each.
+STAGES: dict[str, dict[str, Options]] = {
+    "natural": {
+        "pictures": _natural(learning_rate=1.5e-3, steps=6000, image_share=1.0),
+        "video": _natural(learning_rate=1.2e-3, steps=16_000, image_share=0.25),
+    },
+    "shapes": {
+        "world": {
+            "preset": "shapes_32x",
+            "optimizer": "muon",
+            "learning_rate": 2e-3,
+            "steps": 12_000,
+            "crop": 64,
+            "video_batch_size": 12,
+            "image_batch_size": 48,
+            "image_share": 0.1,
+            "num_targets": 6,
+        },
+    },
+}
+
+
+def stages(recipe: str) -> dict[str, Options]:
+    """The stages of `recipe`, in order. Raises ValueError: no such."""
+    if recipe in RECIPES:
+        return {recipe: RECIPES[recipe]()}
+    if recipe not in STAGES:
+        raise ValueError(f"--recipe is one of {', '.join([*STAGES, *RECIPES])}, got {recipe!r}")
+    return STAGES[recipe]
+
+
+RECIPES: dict[str, Callable[[], Options]] = {
     recipe.__name__: recipe for recipe in (paper_4x, paper_8x, paper_16x, paper_32x)
 }
