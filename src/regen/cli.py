@@ -37,9 +37,9 @@ BYTES_PER_VALUE = {"float32": 4, "bfloat16": 2, "int8": 1}
 class ModelOptions:
     """Which model, and where it runs."""
 
-    model: str = "natural"
+    model: str = "natural@8"
     """Name of embedded weights, a folder with config.json, or a hub id (owner/name). NAME@RATIO
-    compresses less in time: natural@8 in chunks of 9 frames, not 33."""
+    compresses RATIO times in time: natural@8 in chunks of 9 frames, natural in chunks of 33."""
     device: str = "auto"
     """auto takes a GPU where there is one; or cpu, cuda, cuda:1, mps."""
     dtype: Literal["float32", "bfloat16"] = "float32"
@@ -564,7 +564,7 @@ class Cache:
     ]
     """IN: folders, manifests (.csv, .jsonl, .parquet) and shards (.tar), as regen train takes them.
     OUT: folder for shard-000000.safetensors, ... and dataset.json."""
-    model: str = "natural"
+    model: str = "natural@8"
     """Embedder: an embedded model, a folder, or a hub id; NAME@RATIO as for regen reconstruct."""
     text_encoder: str | None = None
     """Folder or hub id of an encoder of transformers; by default all-MiniLM-L6-v2."""
