@@ -243,7 +243,12 @@ def test_the_tree_is_read_as_it_is_meant() -> None:
 
 
 def test_links_lead_somewhere() -> None:
-    pages = [ROOT / "README.md", ROOT / "ARCHITECTURE.md", *ROOT.glob("docs/*.md"), *ROOT.glob("src/regen/weights/*/*.md")]
+    pages = [
+        ROOT / "README.md",
+        ROOT / "ARCHITECTURE.md",
+        *ROOT.glob("docs/*.md"),
+        *ROOT.glob("src/regen/weights/*/*.md"),
+    ]
     for page in pages:
         text = page.read_text()
         for target in re.findall(r"\]\(([^)\s]+)\)", text):

@@ -40,11 +40,32 @@ from regen.models.patches import PATCH, LinearCodec
 
 PIXEL_STD = 0.5  # of pixels about grey
 PRIOR_STD = 0.1  # of pixels about the linear picture, or the warped first frame
+TYPICAL_LOG_SPREAD = -3.0  # of what one step leaves open: a standard deviation of 0.05
+LOG_SPREAD_RANGE = 3.0  # about the typical
 CODE_RANGE = 3.0  # of the learned channels of z_m
 CONDITIONING_TYPES = ("content_aware", "in_context")
 # What a frame is drawn from, each with a learned vector: z_c; the first frame; that and the next
 # chunk's first frame.
 NUM_SOURCES = 3
+
+
+@dataclass(frozen=True)
+class Draft:
+    """One pass of the network: the mean of what frames can be, and how far they may be from it.
+
+    `mean`, `reference` `[B, 3, F, 8 h, 8 w]`; `log_spread` `[B, F, h, w]`, of the standard
+    deviation in each patch; `conditioning` `[B, F, h, w, D]`.
+    """
+
+    mean: torch.Tensor
+    log_spread: torch.Tensor
+    reference: torch.Tensor
+    conditioning: torch.Tensor
+
+    def spread(self) -> torch.Tensor:
+        """Standard deviation of each pixel: `[B, 1, F, 8 h, 8 w]`."""
+        by_patch = self.log_spread.exp()
+        return by_patch.repeat_interleave(PATCH, -2).repeat_interleave(PATCH, -1)[:, None]
 
 
 @dataclass
@@ -171,6 +192,8 @@ class AutoencoderREGEN(ModelMixin, AutoencoderMixin, ConfigMixin, LatentStatisti
         if moving_content:
             self.linear = LinearCodec(latent_channels)
             self.sources = nn.Parameter(torch.zeros(NUM_SOURCES, dim))
+            with torch.no_grad():  # one step learns nothing of x_t: it begins unseen
+                self.dit.patch_embed.weight[:, : 3 * PATCH**2] = 0
             nn.init.zeros_(self.encoder.conv_out.weight)
             nn.init.zeros_(self.encoder.conv_out.bias)  # type: ignore[arg-type]
             nn.init.normal_(self.encoder.conv_out.weight[MOTION_CHANNELS:], std=0.002)
@@ -257,39 +280,61 @@ class AutoencoderREGEN(ModelMixin, AutoencoderMixin, ConfigMixin, LatentStatisti
             return self.dit(noisy_video.to(self.dtype), timestep, conditioning, context)
         # Choice: a preconditioned x-prediction. The network sees x_t as far as it can be believed
         # (at t = 1 not at all: noise as strong as the conditioning is what it would have to learn
-        # to ignore), and adds to the posterior mean of a Gaussian: of grey pixels here, of the
-        # prior in `refine`.
+        # to ignore), and adds to the posterior mean of a Gaussian about grey.
         gain, scale = _precondition(timestep, PIXEL_STD)
         believed = gain * noisy_video.float()
         output = self.dit(believed.to(self.dtype), timestep, conditioning, context)
         return believed + scale * output.float()
 
-    def predict_first(
-        self, noisy_frame: torch.Tensor, timestep: torch.Tensor, content: torch.Tensor
-    ) -> torch.Tensor:
-        """Frame 0 from raw content latents `[B, 8, h, w]`: x_t -> x, `[B, 3, 1, 8 h, 8 w]`."""
+    def draft_first(self, content: torch.Tensor) -> "Draft":
+        """Frame 0 from raw content latents `[B, 8, h, w]`: F = 1."""
         assert self.linear is not None
         latents = self.fill_motion(content[:, :, None])
         times = torch.zeros(len(content), 1, device=content.device)
-        prior = self.linear.decode(content)[:, :, None]
-        conditioning = self.conditioning(latents, times) + self.sources[0]
-        return self._refine(noisy_frame, timestep, prior, prior, conditioning)
+        picture = self.linear.decode(content)[:, :, None]
+        return self._draft(picture, picture, self.conditioning(latents, times) + self.sources[0])
 
-    def predict_later(
+    def draft_later(
         self,
-        noisy_video: torch.Tensor,
-        timestep: torch.Tensor,
         latents: torch.Tensor,
         frame_times: torch.Tensor,
         warped: torch.Tensor,
         reference: torch.Tensor,
         has_next: bool,
         ratio: int | None = None,
-    ) -> torch.Tensor:
-        """Other frames, from `move_content`'s two: x_t -> x, `[B, 3, F, 8 h, 8 w]`."""
+    ) -> "Draft":
+        """Other frames, at `frame_times` `[B, F]`, from `move_content`'s two."""
         conditioning = self.conditioning(latents, self._stretched(frame_times, ratio))
-        conditioning = conditioning + self.sources[2 if has_next else 1]
-        return self._refine(noisy_video, timestep, warped, reference, conditioning)
+        source = self.sources[2 if has_next else 1]
+        return self._draft(warped, reference, conditioning + source)
+
+    def _draft(
+        self, prior: torch.Tensor, reference: torch.Tensor, conditioning: torch.Tensor
+    ) -> "Draft":
+        conditioning = conditioning.to(self.dtype)
+        at_noise = torch.ones(len(prior), device=prior.device)
+        inputs = torch.cat([torch.zeros_like(prior), prior, reference], dim=1)
+        output, spread = self.dit.with_spread(inputs.to(self.dtype), at_noise, conditioning)
+        assert spread is not None
+        bounded = LOG_SPREAD_RANGE * torch.tanh(spread.float() / LOG_SPREAD_RANGE)
+        mean = prior + PRIOR_STD * output.float()
+        return Draft(mean, TYPICAL_LOG_SPREAD + bounded, reference, conditioning)
+
+    def detail(
+        self, draft: "Draft", noisy_detail: torch.Tensor, timestep: torch.Tensor
+    ) -> torch.Tensor:
+        """The network below t = 1: x_t -> x, `[B, 3, F, 8 h, 8 w]`.
+
+        Here x is what the latents leave open: the video less the draft, over its spread.
+        """
+        # Choice: noise, and how far x_t is believed, are scaled by what is open at each patch,
+        # which the network says itself. Noise of one strength hides what is open in one place and
+        # is lost in another.
+        gain, scale = _precondition(timestep, 1.0)
+        believed = gain * noisy_detail.float()
+        inputs = torch.cat([believed, draft.mean.clamp(-1, 1), draft.reference], dim=1)
+        output = self.dit(inputs.to(self.dtype), timestep, draft.conditioning)
+        return believed + scale * output.float()
 
     def move_content(
         self,
@@ -322,22 +367,6 @@ class AutoencoderREGEN(ModelMixin, AutoencoderMixin, ConfigMixin, LatentStatisti
             to_first = motion_to_next(first, following, motion, span, span + step)
         to_first = interpolate(to_first.float(), NEXT_CELL)[..., :height, :width]
         return warped, warp(following, field_to_next(field, to_first))
-
-    def _refine(
-        self,
-        noisy_video: torch.Tensor,
-        timestep: torch.Tensor,
-        prior: torch.Tensor,
-        reference: torch.Tensor,
-        conditioning: torch.Tensor,
-    ) -> torch.Tensor:
-        """x_t -> x, float32, where x is `prior` but for a residual; see `predict`."""
-        gain, scale = _precondition(timestep, PRIOR_STD)
-        t = timestep.float().view(-1, 1, 1, 1, 1)
-        believed = gain * (noisy_video.float() - (1 - t) * prior)
-        inputs = torch.cat([believed / PRIOR_STD, prior, reference], dim=1)
-        output = self.dit(inputs.to(self.dtype), timestep, conditioning.to(self.dtype))
-        return prior + believed + scale * output.float()
 
     def _stretched(self, frame_times: torch.Tensor, ratio: int | None = None) -> torch.Tensor:
         """Times in frames of chunks of `ratio` + 1 -> in frames of the k + 1 of the networks.
