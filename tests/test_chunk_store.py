@@ -222,7 +222,7 @@ def test_the_spread_learns_how_wrong_one_step_is(store: ChunkStore) -> None:
         torch.nn.init.zeros_(parameter)
     optimizer = torch.optim.Adam([head.bias], lr=0.05)
     objective = MovingObjective(model, ObjectiveConfig())
-    for _ in range(100):
+    for _ in range(200):
         draft = model.draft_first(model.encode_chunk(picture)[:, :, 0].detach())
         objective._losses(draft, picture).mean().backward()
         optimizer.step()
