@@ -11,9 +11,9 @@ import tempfile
 import time
 from pathlib import Path
 
-from regen.cache.building import CacheOptions, encode_jobs
-from regen.cache.encoding import job
 from regen.data.finding import find_items
+from regen.t2v.cache.building import CacheOptions, encode_jobs
+from regen.t2v.cache.encoding import job
 
 
 def main() -> None:

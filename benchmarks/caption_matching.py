@@ -30,9 +30,9 @@ from tqdm import tqdm
 
 from regen.evaluation.sheets import write_samples
 from regen.flow import training_target
-from regen.pipeline import load_pipeline
-from regen.training.generator_config import GeneratorConfig
-from regen.training.latent_batches import LatentClips, pad_texts
+from regen.t2v.batches import LatentClips, pad_texts
+from regen.t2v.config import GeneratorConfig
+from regen.t2v.pipeline import load_pipeline
 
 
 @dataclass(frozen=True)

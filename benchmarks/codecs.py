@@ -24,7 +24,7 @@ import numpy as np
 from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTrc
 from tqdm import tqdm
 
-from regen.models.loading import load_model
+from regen.loading import load_model
 from regen.video import read_prepared
 
 CODECS = {  # folder -> encoder, options, highest parameter (the worst picture)

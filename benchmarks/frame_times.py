@@ -15,7 +15,7 @@ import torch
 from tqdm import tqdm
 
 from regen import load_model
-from regen.models.autoencoder import AutoencoderREGEN
+from regen.model.autoencoder import AutoencoderREGEN
 from regen.video import VIDEO_SUFFIXES, frames_to_video, read_prepared, video_to_frames
 
 NUM_AFTER = 4  # half a chunk at k = 8, as far as training goes

@@ -18,8 +18,8 @@ from tqdm import tqdm
 
 from regen.codec import fast_precision
 from regen.evaluation.metrics import psnr
-from regen.models.autoencoder import AutoencoderREGEN
-from regen.models.loading import DEFAULT_MODEL, load_model
+from regen.loading import DEFAULT_MODEL, load_model
+from regen.model.autoencoder import AutoencoderREGEN
 from regen.perceptual.lpips import LPIPS
 from regen.video import frames_to_video, read_prepared
 

@@ -22,10 +22,10 @@ import torch
 from diffusers.training_utils import EMAModel
 from torch.profiler import ProfilerActivity, profile
 
-from regen.models.autoencoder import AutoencoderREGEN
-from regen.models.presets import PRESETS
+from regen.model.autoencoder import AutoencoderREGEN
+from regen.model.objective import ObjectiveConfig, REGENObjective
+from regen.model.presets import PRESETS
 from regen.training.config import TrainConfig
-from regen.training.objective import ObjectiveConfig, REGENObjective
 from regen.training.optimizer import make_optimizer
 from regen.training.plan import peak_bytes, state_bytes
 from regen.training.step_cost import StepShape, step_cost

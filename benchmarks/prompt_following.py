@@ -22,10 +22,10 @@ import torch
 import tyro
 from tqdm import tqdm
 
-from regen.data.world import make_scene, render
 from regen.evaluation.sheets import write_samples
-from regen.evaluation.world import ATTRIBUTES, chance, score
-from regen.pipeline import load_pipeline
+from regen.moving_shapes.scoring import ATTRIBUTES, chance, score
+from regen.moving_shapes.world import make_scene, render
+from regen.t2v.pipeline import load_pipeline
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from regen.models.autoencoder import AutoencoderREGEN
-from regen.models.presets import natural_32x
+from regen.model.autoencoder import AutoencoderREGEN
+from regen.model.presets import natural_32x
 from regen.perceptual import weights
 
 torch.set_num_threads(1)  # the models and pictures are so small that threads only cost

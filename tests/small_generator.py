@@ -10,12 +10,12 @@ from small_train import SMALL_TRANSFORMER
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
-from regen.cache.shards import clip_tensors, shard_path, write_dataset_file, write_shard
-from regen.models.autoencoder import AutoencoderREGEN
-from regen.models.transformer import RegenTransformer3DModel
-from regen.pipeline import RegenTextToVideoPipeline, make_scheduler
-from regen.text import TextEncoder
-from regen.training.generator_config import GeneratorConfig
+from regen.model.autoencoder import AutoencoderREGEN
+from regen.t2v.cache.latent_shards import clip_tensors, shard_path, write_dataset_file, write_shard
+from regen.t2v.config import GeneratorConfig
+from regen.t2v.pipeline import RegenTextToVideoPipeline, make_scheduler
+from regen.t2v.text_encoder import TextEncoder
+from regen.t2v.transformer import RegenTransformer3DModel
 
 WORDS = ["[PAD]", "[CLS]", "[SEP]", "[UNK]", "a", "red", "blue", "ball", "box", "rolls", "left"]
 

@@ -17,8 +17,8 @@ from accelerate.state import AcceleratorState, PartialState
 from conftest import SMALL
 
 from regen.cli import main
-from regen.models.generator_presets import GENERATOR_PRESETS
-from regen.models.presets import MAGVIT_PRESETS, PRESETS, magvit_small_8x, small_8x
+from regen.model.presets import MAGVIT_PRESETS, PRESETS, magvit_small_8x, small_8x
+from regen.t2v.presets import GENERATOR_PRESETS
 from regen.training import checkpoint, embedder, loop, start
 from regen.training.config import RunConfig, run_options
 

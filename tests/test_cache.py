@@ -9,15 +9,15 @@ import torch
 from test_data import written_by_another
 from torch.utils.data import DataLoader
 
-from regen.cache import building
-from regen.cache.building import CacheOptions, build_cache, recompute_statistics
-from regen.cache.encoding import ClipOptions, encode_clip
-from regen.cache.shards import LatentDataset, collate
-from regen.cache.statistics import Moments
-from regen.data.world import make_scene, render, write_world
-from regen.models.autoencoder import AutoencoderREGEN
-from regen.models.loading import new_model
-from regen.text import TextEncoder
+from regen.loading import new_model
+from regen.model.autoencoder import AutoencoderREGEN
+from regen.moving_shapes.world import make_scene, render, write_world
+from regen.t2v.cache import building
+from regen.t2v.cache.building import CacheOptions, build_cache, recompute_statistics
+from regen.t2v.cache.encoding import ClipOptions, encode_clip
+from regen.t2v.cache.latent_shards import LatentDataset, collate
+from regen.t2v.cache.statistics import Moments
+from regen.t2v.text_encoder import TextEncoder
 from regen.video import frames_to_video, read_frames
 
 NUM = 7

@@ -11,17 +11,17 @@ from conftest import make_small_model
 from test_motion import constant_field, smooth_picture
 
 from regen.data.batches import to_float
-from regen.models.motion import NEXT_CELL, displacement, interpolate, warp
-from regen.training import chunk_store
-from regen.training.chunk_store import NUM_EXTRAS, ChunkStore
-from regen.training.moving_objective import (
+from regen.model.motion import NEXT_CELL, displacement, interpolate, warp
+from regen.model.moving_objective import (
     DETAIL_WEIGHT,
     ERROR_FLOOR,
     OPEN_FLOOR,
     SPREAD_WEIGHT,
     MovingObjective,
 )
-from regen.training.objective import Given, ObjectiveConfig
+from regen.model.objective import Given, ObjectiveConfig
+from regen.training import chunk_store
+from regen.training.chunk_store import NUM_EXTRAS, ChunkStore
 
 SIDE, COUNT = 64, 5
 

@@ -20,9 +20,9 @@ from safetensors.torch import load_file, save_file
 
 import regen
 import regen.codec as codec
-import regen.models.loading as loading
+import regen.loading as loading
 from regen.cli import main
-from regen.models.presets import PRESETS
+from regen.model.presets import PRESETS
 from regen.video import VideoWriter, open_video, read_frames
 
 SOURCES = {**os.environ, "PYTHONPATH": str(Path(regen.__file__).parents[1])}

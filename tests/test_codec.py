@@ -22,7 +22,7 @@ from regen.codec import (
     fast_precision,
     reconstruct_file,
 )
-from regen.latents import read_latents
+from regen.latent_file import read_latents
 from regen.perceptual.lpips import LPIPS
 from regen.video import VideoWriter, frames_to_video, open_video, read_frames, video_to_frames
 
@@ -363,7 +363,7 @@ def test_bad_grids_are_refused(every, multiplier):
 
 
 def test_latents_of_another_model_are_refused(tmp_path, small_model, other_model_folder):
-    from regen.models.loading import load_model
+    from regen.loading import load_model
 
     source = write_video(tmp_path / "in.mkv", moving_frames(3))
     encode_file(small_model, source, tmp_path / "a.safetensors")

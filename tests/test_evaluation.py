@@ -31,7 +31,7 @@ from regen.evaluation.temporal import (
     frame_steps,
     seam_ratio,
 )
-from regen.models.loading import new_model
+from regen.loading import new_model
 from regen.video import VideoError, VideoWriter, frames_to_video, read_prepared
 
 

@@ -15,12 +15,12 @@ from test_training import write_data
 
 from regen.cli import main
 from regen.data.clips import prepare_clips
-from regen.models.autoencoder import AutoencoderREGEN
-from regen.models.loading import load_model
-from regen.models.presets import PRESETS
+from regen.loading import load_model
+from regen.model.autoencoder import AutoencoderREGEN
+from regen.model.objective import ObjectiveConfig, REGENObjective, draw_latent_noise
+from regen.model.presets import PRESETS
 from regen.training import stages
 from regen.training.config import TrainConfig
-from regen.training.objective import ObjectiveConfig, REGENObjective, draw_latent_noise
 from regen.training.recipes import RECIPES, STAGES
 from regen.training.start import train
 

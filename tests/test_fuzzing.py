@@ -32,7 +32,7 @@ from test_containers import CODECS, STEADY, encode, remux
 from test_latents import latent_video
 
 from regen.data.finding import find_items
-from regen.latents import read_latents, write_latents
+from regen.latent_file import read_latents, write_latents
 from regen.video import VideoError, VideoWriter, count_frames, open_video, read_frames_at
 
 MAX_S, MAX_BYTES = 20, 3 << 30  # for one input

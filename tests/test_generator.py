@@ -21,10 +21,10 @@ from small_train import SMALL_TRANSFORMER, arguments_of
 from test_parallel import launch_two
 
 from regen.cli import main
-from regen.models.generator_presets import GENERATOR_PRESETS
-from regen.pipeline import load_pipeline
-from regen.training import loop
-from regen.training.generator import (
+from regen.t2v.batches import LatentBatchConfig, LatentBatches, LatentClips
+from regen.t2v.pipeline import load_pipeline
+from regen.t2v.presets import GENERATOR_PRESETS
+from regen.t2v.task import (
     GeneratorObjective,
     agree_on_latents,
     draw_generator_timesteps,
@@ -32,7 +32,7 @@ from regen.training.generator import (
     take_transformer,
     train_generator,
 )
-from regen.training.latent_batches import LatentBatchConfig, LatentBatches, LatentClips
+from regen.training import loop
 
 BATCHES = LatentBatchConfig(
     seed=0,

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from regen.chunking import ChunkGeometry
-from regen.latents import (
+from regen.latent_file import (
     LatentVideo,
     StorageDtype,
     check_writable,

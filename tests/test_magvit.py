@@ -10,18 +10,18 @@ from accelerate.state import AcceleratorState
 from safetensors.torch import load_file, save_file
 from test_training import assert_same, before_step, config_of, state_of, write_data
 
+from regen.baselines import objective as baseline
+from regen.baselines.discriminator import VideoDiscriminator, blur_pool
+from regen.baselines.magvit import AutoencoderMAGVITv2, spread_latents
+from regen.baselines.objective import DiscriminatorObjective, MAGVITObjective
+from regen.baselines.pyramid import pyramid_distance
 from regen.codec import reconstruct_file
 from regen.data.clips import prepare_clips
-from regen.models.autoencoder import AutoencoderREGEN
-from regen.models.discriminator import VideoDiscriminator, blur_pool
-from regen.models.loading import load_model, new_model
-from regen.models.magvit import AutoencoderMAGVITv2, spread_latents
-from regen.models.presets import MAGVIT_PRESETS, PRESETS
+from regen.loading import load_model, new_model
+from regen.model.autoencoder import AutoencoderREGEN
+from regen.model.objective import Given
+from regen.model.presets import MAGVIT_PRESETS, PRESETS
 from regen.reproduction.experiments import gflops_per_frame
-from regen.training import adversarial
-from regen.training.adversarial import DiscriminatorObjective, MAGVITObjective
-from regen.training.objective import Given
-from regen.training.perceptual import pyramid_distance
 from regen.training.start import train
 
 RATIOS = (4, 8, 16, 32)
@@ -224,7 +224,7 @@ def test_the_adversarial_gradient_is_a_tenth_at_the_last_layer() -> None:
 
     without, with_it = gradient(0.0), gradient(1.0)
     ratio = ((with_it - without).norm() / without.norm()).item()
-    assert ratio == pytest.approx(adversarial.ADVERSARIAL_WEIGHT, rel=0.02)
+    assert ratio == pytest.approx(baseline.ADVERSARIAL_WEIGHT, rel=0.02)
 
 
 # --- training ---

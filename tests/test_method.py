@@ -13,13 +13,13 @@ import torch
 
 from regen.evaluation.metrics import psnr
 from regen.evaluation.protocols import rotate_hue
-from regen.models.autoencoder import AutoencoderREGEN
-from regen.models.conditioning import LatentConditioning
-from regen.models.dit import Attention
-from regen.models.extension import decode_extended
-from regen.models.loading import DEFAULT_MODEL, load_model, new_model
+from regen.loading import DEFAULT_MODEL, load_model, new_model
+from regen.model.autoencoder import AutoencoderREGEN
+from regen.model.conditioning import LatentConditioning
+from regen.model.dit import Attention
+from regen.model.extension import decode_extended
+from regen.model.objective import ObjectiveConfig, REGENObjective, draw_timesteps
 from regen.perceptual.lpips import LPIPS
-from regen.training.objective import ObjectiveConfig, REGENObjective, draw_timesteps
 from regen.video import frames_to_video, read_prepared
 
 BUNNY = Path(__file__).parents[1] / "assets" / "bunny.mp4"

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from regen.models.autoencoder import AutoencoderREGEN
-from regen.models.presets import PRESETS, small_8x
+from regen.model.autoencoder import AutoencoderREGEN
+from regen.model.presets import PRESETS, small_8x
 
 SMALL = {
     "num_layers": 2,

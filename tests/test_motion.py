@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from regen.models.motion import (
+from regen.model.motion import (
     displacement,
     field_to_next,
     from_latents,
@@ -13,7 +13,7 @@ from regen.models.motion import (
     to_latents,
     warp,
 )
-from regen.models.motion_estimation import _window_mean, estimate_motion, motion_to_next
+from regen.model.motion_estimation import _window_mean, estimate_motion, motion_to_next
 
 
 def smooth_picture(size: int, seed: int = 0) -> torch.Tensor:

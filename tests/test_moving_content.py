@@ -7,10 +7,10 @@ import torch
 from conftest import make_small_model
 from test_motion import constant_field, moved, smooth_picture
 
-from regen.models.autoencoder import AutoencoderREGEN
-from regen.models.extension import decode_extended
-from regen.models.motion import MOTION_CHANNELS, displacement, from_latents, to_latents, warp
-from regen.models.motion_estimation import estimate_motion
+from regen.model.autoencoder import AutoencoderREGEN
+from regen.model.extension import decode_extended
+from regen.model.motion import MOTION_CHANNELS, displacement, from_latents, to_latents, warp
+from regen.model.motion_estimation import estimate_motion
 
 
 @pytest.fixture(scope="module")

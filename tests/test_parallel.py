@@ -22,7 +22,7 @@ from safetensors.torch import load_file
 from test_training import config_of, write_data
 
 from regen.data.clips import prepare_clips
-from regen.models.loading import load_model
+from regen.loading import load_model
 from regen.training.checkpoint import latest_checkpoint
 from regen.training.config import TrainConfig, check_run_config
 from regen.training.start import train
@@ -273,7 +273,7 @@ def test_gradient_checkpointing_changes_nothing(runs: Runs, tmp_path: Path) -> N
 
 def test_blocks_are_compiled(runs: Runs, tmp_path: Path, monkeypatch) -> None:
     """Only that they are: compiling takes a minute here."""
-    from regen.models.dit import DiTBlock
+    from regen.model.dit import DiTBlock
 
     compiled = []
     monkeypatch.setattr(DiTBlock, "compile", lambda self, **options: compiled.append(options))

@@ -1,4 +1,4 @@
-"""Properties of regen.pipeline and regen.generation: results, what is given, bad requests."""
+"""Properties of the text-to-video pipeline: results, what is given, bad requests."""
 
 import shutil
 from pathlib import Path
@@ -17,8 +17,8 @@ from PIL import Image
 from small_generator import make_pipeline
 
 from regen.cli import main
-from regen.generation import Request, generate_file
-from regen.pipeline import RegenTextToVideoPipeline, load_pipeline
+from regen.t2v.generation import Request, generate_file
+from regen.t2v.pipeline import RegenTextToVideoPipeline, load_pipeline
 from regen.video import VideoWriter, open_video, read_frames
 
 SEED = 3

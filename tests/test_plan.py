@@ -11,9 +11,9 @@ import pytest
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from regen.models.autoencoder import AutoencoderREGEN
-from regen.models.presets import PRESETS, regen_4x, small_8x
-from regen.training.objective import ObjectiveConfig, REGENObjective
+from regen.model.autoencoder import AutoencoderREGEN
+from regen.model.objective import ObjectiveConfig, REGENObjective
+from regen.model.presets import PRESETS, regen_4x, small_8x
 from regen.training.plan import PlanConfig, peak_bytes, plan, state_bytes, verdict
 from regen.training.step_cost import StepCost, StepShape, step_cost
 

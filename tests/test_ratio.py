@@ -10,10 +10,10 @@ from test_codec import moving_frames, write_video
 from regen.chunking import stretch
 from regen.codec import decode_file, encode_file
 from regen.evaluation.metrics import psnr
-from regen.latents import read_latents
-from regen.models.autoencoder import AutoencoderREGEN
-from regen.models.extension import decode_extended
-from regen.models.loading import load_model
+from regen.latent_file import read_latents
+from regen.loading import load_model
+from regen.model.autoencoder import AutoencoderREGEN
+from regen.model.extension import decode_extended
 from regen.training.config import TrainConfig
 from regen.training.start import take_weights
 from regen.video import read_frames

@@ -21,11 +21,11 @@ import pytest
 from small_generator import make_pipeline
 
 import regen.reproduction.experiments as experiments
-import regen.training.generator as generator
+import regen.t2v.task as generator
 import regen.training.plan as plan
 import regen.training.start as start
 from regen.cli import main
-from regen.models.loading import load_model
+from regen.loading import load_model
 from regen.perceptual.weights import COMMAND
 from regen.reproduction.config import Experiment, ReproduceConfig
 from regen.reproduction.tables import Table
@@ -175,7 +175,7 @@ def test_a_wrong_command_is_an_error(desk, small_model_folder, monkeypatch, caps
 
 
 def test_every_command_is_on_the_page() -> None:
-    cli = (ROOT / "src/regen/cli.py").read_text()
+    cli = (ROOT / "src/regen/cli/__init__.py").read_text()
     commands = set(re.findall(r'tyro\.conf\.subcommand\("([\w-]+)"\)', cli))
     assert len(commands) >= 5
     shown = {shlex.split(command)[1] for command in COMMANDS if command.startswith("regen ")}

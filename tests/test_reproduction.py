@@ -17,10 +17,10 @@ from test_training import moving_frames, write_data
 
 from regen.cli import main
 from regen.data.clips import prepare_clips
-from regen.models.autoencoder import AutoencoderREGEN
-from regen.models.extension import decode_extended
-from regen.models.loading import new_model
-from regen.models.presets import PRESETS, small_8x
+from regen.loading import new_model
+from regen.model.autoencoder import AutoencoderREGEN
+from regen.model.extension import decode_extended
+from regen.model.presets import PRESETS, small_8x
 from regen.reproduction import experiments, figures, measuring, tables, training
 from regen.reproduction.config import Experiment, ReproduceConfig
 from regen.reproduction.cost import PEERS, count_flops, time_and_memory

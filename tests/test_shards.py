@@ -27,7 +27,7 @@ from regen.data import places, sharding
 from regen.data.batches import BatchConfig, TrainingBatches
 from regen.data.clips import prepare_clips
 from regen.data.finding import find_items
-from regen.data.sharding import ShardReport, write_shards
+from regen.data.shard_writer import ShardReport, write_shards
 from regen.video import VideoWriter
 
 ROOT = Path(__file__).parents[1]

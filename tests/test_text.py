@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from regen.text import TextEncoder
+from regen.t2v.text_encoder import TextEncoder
 
 
 @pytest.fixture(scope="module")

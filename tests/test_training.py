@@ -25,19 +25,19 @@ from regen.data.batches import BatchConfig, TrainingBatches, to_float
 from regen.data.clips import prepare_clips
 from regen.evaluation.metrics import psnr
 from regen.flow import EPSILON_MAX_TIMESTEP
-from regen.models.autoencoder import AutoencoderREGEN
-from regen.models.loading import load_model
-from regen.models.patches import LinearCodec
-from regen.training import loop
-from regen.training.config import TrainConfig, check_run_config, write_run_config
-from regen.training.linear_start import solve_linear
-from regen.training.muon import Muon, orthogonalize
-from regen.training.objective import (
+from regen.loading import load_model
+from regen.model.autoencoder import AutoencoderREGEN
+from regen.model.objective import (
     ObjectiveConfig,
     REGENObjective,
     detail_weights,
     draw_timesteps,
 )
+from regen.model.patches import LinearCodec
+from regen.training import loop
+from regen.training.config import TrainConfig, check_run_config, write_run_config
+from regen.training.linear_start import solve_linear
+from regen.training.muon import Muon, orthogonalize
 from regen.training.optimizer import learning_rate_factor, make_optimizer
 from regen.training.records import drop_records_after
 from regen.training.run import step_seed

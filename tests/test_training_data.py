@@ -19,10 +19,10 @@ from test_training import (
 
 from regen.data.batches import BatchConfig, TrainingBatches
 from regen.data.clips import prepare_clips
-from regen.data.sharding import write_shards
-from regen.training import loading, loop
-from regen.training.loading import TimedLoader
+from regen.data.shard_writer import write_shards
+from regen.training import loop, timed_loader
 from regen.training.start import load_clips, train
+from regen.training.timed_loader import TimedLoader
 
 __all__ = ["data", "small_runs"]  # fixtures
 
@@ -125,7 +125,7 @@ def test_the_share_of_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
             now[0] += 3
             return {"step": step}
 
-    monkeypatch.setattr(loading, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    monkeypatch.setattr(timed_loader, "time", SimpleNamespace(monotonic=lambda: now[0]))
     loader = TimedLoader(Slow(), range(5, 9), 0)  # type: ignore[arg-type]
     steps = []
     for batch in loader:

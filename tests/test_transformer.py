@@ -1,4 +1,4 @@
-"""Properties of regen.models.transformer: any size and length; what each input changes."""
+"""Properties of regen.t2v.transformer: any size and length; what each input changes."""
 
 from pathlib import Path
 
@@ -6,8 +6,8 @@ import pytest
 import torch
 from small_generator import make_transformer
 
-from regen.models.generator_presets import GENERATOR_PRESETS
-from regen.models.transformer import (
+from regen.t2v.presets import GENERATOR_PRESETS
+from regen.t2v.transformer import (
     RegenTransformer3DModel,
     latent_positions,
     rotary_embedding,

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from regen.data.finding import find_items
-from regen.data.world import (
+from regen.moving_shapes.scoring import ATTRIBUTES, score, see
+from regen.moving_shapes.world import (
     COLORS,
     DIRECTIONS,
     SHAPES,
@@ -16,7 +17,6 @@ from regen.data.world import (
     render,
     write_world,
 )
-from regen.evaluation.world import ATTRIBUTES, score, see
 from regen.video import read_frames
 
 NUM = 40

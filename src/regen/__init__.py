@@ -3,10 +3,10 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from regen.models.autoencoder import AutoencoderREGEN
-    from regen.models.loading import load_model
-    from regen.models.transformer import RegenTransformer3DModel
-    from regen.pipeline import RegenTextToVideoPipeline
+    from regen.loading import load_model
+    from regen.model.autoencoder import AutoencoderREGEN
+    from regen.t2v.pipeline import RegenTextToVideoPipeline
+    from regen.t2v.transformer import RegenTransformer3DModel
 
 __version__ = "0.1.0"
 __all__ = [
@@ -21,19 +21,19 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     # Imported on first use: torch and diffusers take seconds, `regen --help` must not.
     if name == "AutoencoderREGEN":
-        from regen.models.autoencoder import AutoencoderREGEN
+        from regen.model.autoencoder import AutoencoderREGEN
 
         return AutoencoderREGEN
     if name == "load_model":
-        from regen.models.loading import load_model
+        from regen.loading import load_model
 
         return load_model
     if name == "RegenTransformer3DModel":
-        from regen.models.transformer import RegenTransformer3DModel
+        from regen.t2v.transformer import RegenTransformer3DModel
 
         return RegenTransformer3DModel
     if name == "RegenTextToVideoPipeline":
-        from regen.pipeline import RegenTextToVideoPipeline
+        from regen.t2v.pipeline import RegenTextToVideoPipeline
 
         return RegenTextToVideoPipeline
     raise AttributeError(f"module 'regen' has no attribute {name!r}")

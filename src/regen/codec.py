@@ -23,10 +23,16 @@ from regen.chunking import ChunkGeometry
 from regen.evaluation.metrics import psnr, ssim
 from regen.evaluation.networks import Network, load_lpips
 from regen.evaluation.sheets import comparison
-from regen.latents import LatentVideo, StorageDtype, check_writable, round_latents, write_latents
-from regen.models.autoencoder import AutoencoderREGEN, check_latents
-from regen.models.chunk_decoder import ChunkDecoder
-from regen.models.loading import Autoencoder
+from regen.latent_file import (
+    LatentVideo,
+    StorageDtype,
+    check_writable,
+    round_latents,
+    write_latents,
+)
+from regen.loading import Autoencoder
+from regen.model.autoencoder import AutoencoderREGEN, check_latents
+from regen.model.chunk_decoder import ChunkDecoder
 from regen.video import (
     Rehearsed,
     VideoInfo,

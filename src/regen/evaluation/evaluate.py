@@ -47,7 +47,7 @@ from regen.evaluation.systems import (
     folder_system,
     regen_system,
 )
-from regen.models.loading import find_device
+from regen.loading import find_device
 from regen.video import VideoWriter
 
 PATIENCE = timedelta(hours=12)  # processes wait that long for the one with the slowest clips

@@ -22,9 +22,9 @@ from regen.data.finding import files_below
 from regen.evaluation.config import Storage
 from regen.evaluation.networks import sha256_of
 from regen.evaluation.protocols import EvalClip, stem_of
-from regen.latents import round_latents
-from regen.models.autoencoder import AutoencoderREGEN
-from regen.models.loading import Autoencoder, find_model, load_model
+from regen.latent_file import round_latents
+from regen.loading import Autoencoder, find_model, load_model
+from regen.model.autoencoder import AutoencoderREGEN
 from regen.video import (
     PICTURE_SUFFIXES,
     VIDEO_SUFFIXES,
@@ -204,7 +204,7 @@ _CPU_ATTENTION = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _a
 def regen_system(
     name: str, device: str, dtype: torch.dtype, storage: Storage = "float32"
 ) -> NeuralSystem:
-    """A model of `regen.models.loading`; `storage` rounds the latents as a latent file would.
+    """A model of `regen.loading`; `storage` rounds the latents as a latent file would.
 
     Raises ValueError where there is no such model.
     """

@@ -19,8 +19,8 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from regen.models.loading import Autoencoder, new_model
-from regen.models.magvit import AutoencoderMAGVITv2
+from regen.baselines.magvit import AutoencoderMAGVITv2
+from regen.loading import Autoencoder, new_model
 from regen.training.step_cost import FORMULAS
 
 REPEATS = 3  # timings of which the median counts, after one that does not

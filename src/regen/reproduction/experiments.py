@@ -11,7 +11,7 @@ from typing import get_args
 import numpy as np
 import torch
 
-from regen.models.loading import new_model
+from regen.loading import new_model
 from regen.reproduction import figures, tables
 from regen.reproduction.config import Experiment, ReproduceConfig
 from regen.reproduction.cost import PEERS, decode_flops, measure_here

@@ -13,8 +13,8 @@ from regen.evaluation.metrics import psnr
 from regen.evaluation.protocols import media_in
 from regen.evaluation.sheets import time_slices
 from regen.evaluation.temporal import seam_ratio
-from regen.models.autoencoder import AutoencoderREGEN
-from regen.models.extension import decode_extended
+from regen.model.autoencoder import AutoencoderREGEN
+from regen.model.extension import decode_extended
 from regen.reproduction.config import Experiment, ReproduceConfig
 from regen.reproduction.measuring import (
     Measured,
@@ -148,7 +148,7 @@ def figure9(config: ReproduceConfig) -> Table:
         "Seam: mean absolute difference of frames across the seams over that within chunks, 1 = no "
         f"seam; of the source {spread([one['source'] for one in results[:1]], 3)}. The paper shows "
         "pictures and no number.",
-        "With one step the extension shares noise alone (docs of regen.models.extension).",
+        "With one step the extension shares noise alone (docs of regen.model.extension).",
         "figure9.png: a column of pixels in time, of the source, plain and extended, "
         f"{SEAM_STEPS[1]} steps, seed {config.seeds[0]}; the seam is at the mark.",
         *notes(config, models),

@@ -22,7 +22,7 @@ from regen.evaluation.measure import features_of, measure
 from regen.evaluation.networks import Networks, load_networks, sha256_of
 from regen.evaluation.protocols import DAVIS_FRAMES, METRICS, absent_line, media_in
 from regen.evaluation.sheets import write_picture
-from regen.models.loading import Autoencoder, find_device
+from regen.loading import Autoencoder, find_device
 from regen.reproduction.config import ReproduceConfig
 from regen.reproduction.tables import spread
 from regen.reproduction.training import Trained

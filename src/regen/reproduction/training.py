@@ -13,8 +13,8 @@ from typing import Any, cast
 
 import torch
 
-from regen.models.loading import Autoencoder, load_model
-from regen.models.presets import MAGVIT_PRESETS, PRESETS
+from regen.loading import Autoencoder, load_model
+from regen.model.presets import MAGVIT_PRESETS, PRESETS
 from regen.reproduction.config import ReproduceConfig
 from regen.training.config import TrainConfig, check_run_config
 from regen.training.embedder import EmbedderTask

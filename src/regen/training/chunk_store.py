@@ -15,8 +15,8 @@ from torch.utils.data import Dataset
 
 from regen.data.batches import Batch, TrainingBatches, to_float
 from regen.data.colors import augment_colors
-from regen.models.motion import GRID, NEXT_CELL, NUM_TERMS
-from regen.models.motion_estimation import estimate_motion, motion_to_next
+from regen.model.motion import GRID, NEXT_CELL, NUM_TERMS
+from regen.model.motion_estimation import estimate_motion, motion_to_next
 
 CHUNK_STREAM = 2**31 + 1  # in place of a rank: the draws of the store are its own
 # Choice: a model of 1 to 32x trains on chunks of these ratios, weighted so in batches and on disk.

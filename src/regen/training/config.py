@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from regen.data.places import check_outside
-from regen.models.presets import MAGVIT_PRESETS, PRESETS
+from regen.model.presets import MAGVIT_PRESETS, PRESETS
 
 # Options that may change between the start of a run and its resumption.
 FREE_OPTIONS = {
@@ -117,7 +117,7 @@ class TrainConfig(RunConfig):
     """Noise on the latents that the decoder learns from, in their deviations, from 0 to this for
     each sample: so that it forgives what a generative model makes."""
     preset: str = "natural_32x"
-    """Model configuration; one of regen.models.presets. magvit_... is the paper's baseline."""
+    """Model configuration; one of regen.model.presets. magvit_... is the paper's baseline."""
     perceptual_weights: Path | None = None
     """VGG-16 for the baseline's LPIPS loss, a local safetensors or .pth file (features.N.weight,
     .bias as torchvision and timm name them; LPIPS's linN.model.1.weight are torchmetrics' where it

@@ -7,15 +7,15 @@ from typing import cast
 
 import torch
 
+from regen.baselines.objective import MAGVITObjective
 from regen.data.batches import Batch, TrainingBatches, to_float
 from regen.data.clips import Clip
-from regen.models.autoencoder import AutoencoderREGEN
-from regen.training.adversarial import MAGVITObjective
+from regen.model.autoencoder import AutoencoderREGEN
+from regen.model.moving_objective import MovingObjective
+from regen.model.objective import Given, Objective, REGENObjective
 from regen.training.chunk_store import RATIO_WEIGHTS, ChunkBatches
 from regen.training.config import TrainConfig
 from regen.training.export import export
-from regen.training.moving_objective import MovingObjective
-from regen.training.objective import Given, Objective, REGENObjective
 from regen.training.run import Learner, Run, step_seed
 from regen.training.validation import validate
 

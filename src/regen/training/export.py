@@ -6,8 +6,8 @@ from pathlib import Path
 import torch
 
 from regen.data.batches import TrainingBatches, to_float
-from regen.models.autoencoder import AutoencoderREGEN
-from regen.models.loading import Autoencoder
+from regen.loading import Autoencoder
+from regen.model.autoencoder import AutoencoderREGEN
 from regen.training.chunk_store import ChunkBatches
 from regen.training.parallel import local
 

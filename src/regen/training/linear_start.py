@@ -7,7 +7,7 @@ import torch
 from einops import rearrange
 
 from regen.data.batches import to_float
-from regen.models.patches import LinearCodec, to_patches
+from regen.model.patches import LinearCodec, to_patches
 
 FLOOR = 1e-6  # of a variance, where the data has fewer directions than channels
 

@@ -19,12 +19,12 @@ from regen.data.places import only_writer
 from regen.training.averages import averaged_weights, gather_averages
 from regen.training.checkpoint import latest_checkpoint, save_checkpoint
 from regen.training.config import RunConfig, changed_rate, check_run_config, write_run_config
-from regen.training.loading import TimedLoader
 from regen.training.optimizer import learning_rate_factor
 from regen.training.parallel import anywhere, everywhere, make_accelerator, mean, whole
 from regen.training.records import append_record, drop_records_after
 from regen.training.run import Learner, OwnBatches, Run
 from regen.training.stopping import StopSignals, failures_in_one_line, left_in_time
+from regen.training.timed_loader import TimedLoader
 
 LOG_EVERY = 50  # iterations
 MAX_GRADIENT_NORM = 1.0

@@ -7,12 +7,12 @@ optimiser and averaged weights, many GPUs, time at a stated utilisation, and mon
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from regen.models.presets import PRESETS
+from regen.model.presets import PRESETS
 from regen.training.config import TrainConfig
 from regen.training.recipes import RECIPES
 
 if TYPE_CHECKING:
-    from regen.models.autoencoder import AutoencoderREGEN
+    from regen.model.autoencoder import AutoencoderREGEN
     from regen.training.step_cost import StepCost, StepShape
 
 # The paper's batches (B.3), by preset: videos, and images, of a GPU.
@@ -31,7 +31,7 @@ class PlanConfig:
     """What a training run needs; batch and sizes default to the paper's."""
 
     preset: str = "regen_32x"
-    """Model configuration; one of regen.models.presets."""
+    """Model configuration; one of regen.model.presets."""
     gpus: int = 32
     """Number of GPUs."""
     gpu: Literal["a100", "h100", "h200", "b200"] = "a100"
@@ -173,7 +173,7 @@ def plan(config: PlanConfig) -> list[tuple[str, str]]:
     import torch
 
     from regen.data.batches import BatchConfig
-    from regen.models.autoencoder import AutoencoderREGEN
+    from regen.model.autoencoder import AutoencoderREGEN
     from regen.training.step_cost import step_cost
 
     preset = PRESETS[config.preset]()

@@ -11,16 +11,19 @@ import torch
 from accelerate import Accelerator
 from tqdm import tqdm
 
+from regen.baselines.discriminator import VideoDiscriminator
+from regen.baselines.magvit import AutoencoderMAGVITv2
+from regen.baselines.objective import DiscriminatorObjective, MAGVITObjective
+from regen.baselines.pyramid import pyramid_distance
 from regen.data.bad_clips import BadClips
 from regen.data.batches import BatchConfig, TrainingBatches
 from regen.data.clips import Clip, exclude_sources, hold_out, prepare_clips
-from regen.models.autoencoder import AutoencoderREGEN
-from regen.models.discriminator import VideoDiscriminator
-from regen.models.loading import Autoencoder, load_model, new_model
-from regen.models.magvit import AutoencoderMAGVITv2
-from regen.models.presets import MAGVIT_PRESETS, PRESETS
+from regen.loading import Autoencoder, load_model, new_model
+from regen.model.autoencoder import AutoencoderREGEN
+from regen.model.moving_objective import MovingObjective
+from regen.model.objective import Objective, ObjectiveConfig, REGENObjective
+from regen.model.presets import MAGVIT_PRESETS, PRESETS
 from regen.perceptual.lpips import LPIPS
-from regen.training.adversarial import DiscriminatorObjective, MAGVITObjective
 from regen.training.averages import make_averages
 from regen.training.checkpoint import latest_checkpoint, load_checkpoint
 from regen.training.chunk_store import RATIO_WEIGHTS, ChunkBatches, ChunkStore
@@ -29,11 +32,8 @@ from regen.training.embedder import TASKS, EmbedderTask
 from regen.training.linear_start import solve_linear
 from regen.training.loop import run_training
 from regen.training.monitor import Monitor
-from regen.training.moving_objective import MovingObjective
-from regen.training.objective import Objective, ObjectiveConfig, REGENObjective
 from regen.training.optimizer import make_discriminator_optimizer, make_optimizer
 from regen.training.parallel import broadcast_module, parallelize
-from regen.training.perceptual import pyramid_distance
 from regen.training.run import Learner, Run
 
 ENCODER = ("encoder.", "linear.analysis.")  # names of the parameters that make latents

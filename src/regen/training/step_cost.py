@@ -23,12 +23,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-from regen.models.autoencoder import AutoencoderREGEN
-from regen.models.motion import GRID, NEXT_CELL, NUM_TERMS
-from regen.models.patches import PATCH
+from regen.model.autoencoder import AutoencoderREGEN
+from regen.model.motion import GRID, NEXT_CELL, NUM_TERMS
+from regen.model.moving_objective import MovingObjective
+from regen.model.objective import ObjectiveConfig, REGENObjective
+from regen.model.patches import PATCH
 from regen.training.flops import FORMULAS
-from regen.training.moving_objective import MovingObjective
-from regen.training.objective import ObjectiveConfig, REGENObjective
 
 aten = torch.ops.aten
 

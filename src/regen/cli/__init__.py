@@ -1,0 +1,101 @@
+"""The command line, one module a command: reads options, calls the public functions, prints.
+
+No logic of its own. torch is imported only when a command runs, so that `--help` is quick.
+"""
+
+import io
+import signal
+import sys
+import warnings
+from typing import Annotated, Any
+
+import tyro
+
+from regen.cli.cache import Cache
+from regen.cli.decode import Decode
+from regen.cli.encode import Encode
+from regen.cli.evaluate import Evaluate
+from regen.cli.generate import Generate
+from regen.cli.info import Info
+from regen.cli.plan import Plan
+from regen.cli.reconstruct import Reconstruct
+from regen.cli.reproduce import Reproduce
+from regen.cli.shard import Shard
+from regen.cli.stats import Stats
+from regen.cli.train import Train, defaults_of, run_stages
+from regen.cli.train_generator import TrainGenerator
+from regen.cli.world import World
+
+Command = (
+    Annotated[Reconstruct, tyro.conf.subcommand("reconstruct")]
+    | Annotated[Encode, tyro.conf.subcommand("encode")]
+    | Annotated[Decode, tyro.conf.subcommand("decode")]
+    | Annotated[Info, tyro.conf.subcommand("info")]
+    | Annotated[Train, tyro.conf.subcommand("train")]
+    | Annotated[TrainGenerator, tyro.conf.subcommand("train-generator")]
+    | Annotated[Generate, tyro.conf.subcommand("generate")]
+    | Annotated[Plan, tyro.conf.subcommand("plan")]
+    | Annotated[Shard, tyro.conf.subcommand("shard")]
+    | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
+    | Annotated[World, tyro.conf.subcommand("world")]
+    | Annotated[Cache, tyro.conf.subcommand("cache")]
+    | Annotated[Stats, tyro.conf.subcommand("stats")]
+    | Annotated[Reproduce, tyro.conf.subcommand("reproduce")]
+)
+
+
+DESCRIPTION = """REGEN video embedder: compress videos to compact latents, re-generate them.
+
+Start with: regen reconstruct clip.mp4 again.mp4 --compare
+
+Each command explains itself: regen reconstruct --help
+"""
+
+
+def main() -> None:
+    """Entry point of `regen`. Bad input: one line on standard error, exit status 1; Ctrl-C: 130."""
+    warnings.filterwarnings("ignore", category=UserWarning)
+    signal.signal(signal.SIGTERM, _terminate)
+    if isinstance(sys.stdout, io.TextIOWrapper):  # names of files that are not UTF-8
+        sys.stdout.reconfigure(errors="backslashreplace")
+    try:
+        command = _parse()
+        if isinstance(command, Train) and command.recipe is not None:
+            defaults = defaults_of(command.recipe)
+            run_stages({name: _parse(default) for name, default in defaults.items()})
+        else:
+            command.run()
+    except (ValueError, OSError) as error:
+        _fail(1, str(error))
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "memory" not in str(error):
+            raise
+        _fail(1, f"out of memory ({error}); try a smaller picture: --short-side")
+    except Terminated:
+        _fail(143, "terminated")
+    except KeyboardInterrupt:
+        _fail(130, "interrupted")
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM: ends a command as Ctrl-C does, so that nothing half-written stays."""
+
+
+def _terminate(*_: object) -> None:
+    raise Terminated
+
+
+def _parse(default: Any = tyro.MISSING) -> Any:
+    """The command of the line; `default`: one whose options stand where the line has none."""
+    return tyro.cli(
+        Command,
+        prog="regen",
+        description=DESCRIPTION,
+        default=default,
+        config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff),
+    )
+
+
+def _fail(status: int, message: str) -> None:
+    print(f"regen: {' '.join(message.split())}", file=sys.stderr)
+    sys.exit(status)

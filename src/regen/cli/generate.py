@@ -1,0 +1,99 @@
+"""`regen generate`: a text to a video."""
+
+import sys
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from regen.cli.options import OutPath, check_numbers
+from regen.cli.output import print_table, size_of
+
+
+@dataclass(frozen=True)
+class Generate:
+    """Generate a video from a text, also from its first picture, also on from a video.
+
+    Example: regen generate "a red ball rolls left" out.mp4 --model runs/t2v/model --frames 132
+    """
+
+    prompt: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="PROMPT")]
+    """What the video shows."""
+    output: OutPath
+    """.mp4, .webm, lossless .mkv, .png of one frame; without an ending: a folder of PNGs."""
+    model: str | None = None
+    """Folder OUTPUT/model of regen train-generator, or a hub id (owner/name); none is embedded."""
+    num_frames: Annotated[int | None, tyro.conf.arg(name="frames")] = None
+    """How many frames; default: as many as the model was trained on."""
+    height: int | None = None
+    """In pixels; default: that of the training."""
+    width: int | None = None
+    """In pixels; default: that of the training."""
+    negative_prompt: str = ""
+    """What the video is to be unlike."""
+    image: Path | None = None
+    """A picture: the first frame, from which the video goes on."""
+    video: Path | None = None
+    """A video to go on from: its last chunk is given, what follows is written."""
+    num_inference_steps: int = 30
+    """Denoising steps."""
+    guidance_scale: float = 5.0
+    """How much more than without it the prompt counts; 1: no guidance, half the time."""
+    seed: int = 0
+    """The same seed gives the same video."""
+    frame_rate: float | None = None
+    """Frames a second; default: those of --video, else 24."""
+    device: str = "auto"
+    """auto takes a GPU where there is one; or cpu, cuda, cuda:1, mps."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Precision of the model; bfloat16 is faster on GPUs and recent CPUs."""
+
+    def run(self) -> None:
+        if self.model is None:
+            raise ValueError(
+                "no text-to-video model comes with regen: give --model, a folder OUTPUT/model of "
+                "regen train-generator (docs/generation.md) or a hub id"
+            )
+        numbers = ("num_inference_steps", "height", "width")
+        check_numbers(self.seed, frames=self.num_frames, **{n: getattr(self, n) for n in numbers})
+        import time
+
+        import torch
+        from tqdm import tqdm
+
+        from regen.t2v.generation import Request, check_generate, generate_file
+        from regen.t2v.pipeline import load_pipeline
+
+        request = Request(
+            self.prompt,
+            self.negative_prompt,
+            self.num_frames,
+            self.height,
+            self.width,
+            self.num_inference_steps,
+            self.guidance_scale,
+            self.seed,
+            self.image,
+            self.video,
+            None if self.frame_rate is None else Fraction(str(self.frame_rate)),
+        )
+        check_generate(request, self.output)
+        from regen.loading import find_device
+
+        device = find_device(self.device)
+        pipeline = load_pipeline(self.model, device, getattr(torch, self.dtype))
+        pipeline.set_progress_bar_config(disable=True)
+        start, shown = time.perf_counter(), sys.stderr.isatty()
+        with tqdm(total=self.num_inference_steps, leave=False, disable=not shown) as bar:
+            frames = generate_file(pipeline, request, self.output, lambda: bar.update() and None)
+        elapsed_s = time.perf_counter() - start
+        geometry = pipeline.vae.geometry
+        rows = [
+            ("video", f"{len(frames)} frames of {frames.shape[2]} x {frames.shape[1]}"),
+            ("latents", f"{geometry.num_latent_frames(len(frames))} latent frames"),
+            ("speed", f"{len(frames) / elapsed_s:.2f} frames/s ({elapsed_s:.1f} s)"),
+            ("written", f"{self.output} ({size_of(self.output)})"),
+        ]
+        print_table(rows)

@@ -1,0 +1,64 @@
+"""`regen shard`: packs clips into shards."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from regen.cli.options import check_numbers
+from regen.cli.output import print_table
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Pack clips and photos into shards, which train as the files do; the same command resumes.
+
+    A shard is an ordinary webdataset tar file (KEY.mp4 and KEY.json with caption and source) with
+    an index beside it. Every file is decoded once to see that it is whole; what is not is left out
+    and named in OUT/bad_clips.txt. The same inputs give the same bytes.
+
+    Example: regen shard clips photos.csv shards; regen train --data shards --output runs/mine
+    """
+
+    paths: Annotated[
+        tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="IN [IN ...] OUT")
+    ]
+    """IN: folders of clips and photos, and manifests (.csv, .jsonl, .parquet) with the column file,
+    and if known source and caption. OUT: folder for shard-000000.tar, shard-000000.index.json,
+    ..."""
+    max_shard_mb: int = 512
+    """Size of a shard in MB (1,000,000 bytes), which only a larger file exceeds."""
+    max_bad_share: float = 0.05
+    """Stop when more than this share of the files cannot be read."""
+    num_workers: int | None = None
+    """Processes that decode; by default one for each core."""
+
+    def run(self) -> None:
+        check_numbers(max_shard_mb=self.max_shard_mb, num_workers=self.num_workers)
+        if not 0 <= self.max_bad_share <= 1:
+            raise ValueError(f"--max-bad-share is from 0 to 1, got {self.max_bad_share}")
+        if len(self.paths) < 2:
+            raise ValueError("regen shard takes inputs and, last, the folder for the shards")
+        from regen.data.shard_writer import write_shards
+
+        *data, output = self.paths
+        report = write_shards(
+            data,
+            output,
+            1_000_000 * self.max_shard_mb,
+            self.max_bad_share,
+            self.num_workers,
+        )
+        bad = (
+            f"{len(report.bad)}, listed in {Path(output) / 'bad_clips.txt'}" if report.bad else "0"
+        )
+        rows = [
+            ("clips", f"{report.num_videos:,}"),
+            ("photos", f"{report.num_photos:,}"),
+            ("left out", bad),
+            ("shards", f"{report.num_shards:,} ({report.num_bytes:,} bytes)"),
+            ("finished before", f"{report.num_kept:,}"),
+            ("train on them", f"regen train --data {output} --output runs/mine"),
+        ]
+        print_table(rows)

@@ -1,0 +1,125 @@
+"""Decodes a video chunk by chunk, at any times of each: what `decode` and the file codec share.
+
+Of a model with moving content, frame 0 of a chunk comes first; the others are drawn from it and
+from the next chunk's frame 0, which is then kept for that chunk's turn.
+"""
+
+from functools import partial
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+
+from regen.flow import EPSILON_MAX_TIMESTEP, euler_sample, predicted_sample
+from regen.model.patches import PATCH
+
+if TYPE_CHECKING:
+    from regen.model.autoencoder import AutoencoderREGEN, Draft
+
+# Choice: after the one-step picture the other steps draw what it leaves open, from t = 0.9 on. At
+# t = 1 nothing is known of it and its mean is 0: a step from there would do nothing.
+DETAIL_START = 0.9
+
+
+class ChunkDecoder:
+    """`num_inference_steps` 1 is a single forward pass. All noise follows from `generator`."""
+
+    def __init__(
+        self,
+        model: "AutoencoderREGEN",
+        num_inference_steps: int = 1,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        if num_inference_steps < 1:
+            raise ValueError(f"num_inference_steps is at least 1, got {num_inference_steps}")
+        self.model, self.num_inference_steps = model, num_inference_steps
+        device = "cpu" if generator is None else generator.device
+        self.seed = int(torch.randint(2**62, (), generator=generator, device=device))
+        self.firsts: dict[int, torch.Tensor] = {}  # frames 0 by chunk, `[B, 3, H, W]`
+
+    def decode(
+        self,
+        index: int,
+        latents: torch.Tensor,
+        following: torch.Tensor | None,
+        frame_times: torch.Tensor,
+    ) -> torch.Tensor:
+        """Chunk `index` at `frame_times` `[F]` of its own: `[B, 3, F, 8 h, 8 w]` in [-1, 1].
+
+        `latents` `[B, 8, 1 or 2, h, w]` of the chunk and `following` `[B, 8, 1 or more, h, w]` of
+        the next one, normalised; None, or of no frames, where there is none. Chunks are asked for
+        in turn.
+        """
+        rows, columns = latents.shape[-2:]
+        raw = self._raw(latents)
+        times = frame_times.to(raw.device, torch.float32).expand(len(raw), -1)
+        if self.model.linear is None:
+            video = self._decode_plain(index, self.model.fill_motion(raw), times)
+        else:
+            video = self._decode_moving(index, raw, following, times)
+        return video[..., : PATCH * rows, : PATCH * columns].clamp(-1, 1)
+
+    def _raw(self, latents: torch.Tensor) -> torch.Tensor:
+        """Not normalised, with h and w rounded up to the attention window."""
+        window = self.model.config.attention_window or 1
+        padding = (0, -latents.shape[-1] % window, 0, -latents.shape[-2] % window, 0, 0)
+        raw = self.model.denormalize_latents(latents).to(self.model.dtype)
+        return F.pad(raw, padding, mode="replicate")
+
+    def _decode_moving(
+        self,
+        index: int,
+        latents: torch.Tensor,
+        following: torch.Tensor | None,
+        times: torch.Tensor,
+    ) -> torch.Tensor:
+        first = self._first(index, latents)
+        is_first = times[0] == 0
+        video = first[:, :, None].repeat(1, 1, times.shape[1], 1, 1)
+        # Choice: an image does not move. At other times than 0 it is what it is.
+        if latents.shape[2] == 1 or bool(is_first.all()):
+            return video
+        after = None
+        if following is not None and following.shape[2]:
+            after = self._first(index + 1, self._raw(following[:, :, :1]))
+        self.firsts = {key: one for key, one in self.firsts.items() if key >= index}
+        model, later = self.model, times[:, ~is_first]
+        warped, reference = model.move_content(first, after, latents, later)
+        has_next = after is not None
+        draft = model.draft_later(latents, later, warped, reference, has_next)
+        video[:, :, ~is_first] = self._sample(draft)
+        return video
+
+    def _first(self, index: int, latents: torch.Tensor) -> torch.Tensor:
+        if index not in self.firsts:
+            draft = self.model.draft_first(latents[:, :, 0])
+            self.firsts[index] = self._sample(draft)[:, :, 0].clamp(-1, 1)
+        return self.firsts[index]
+
+    def _sample(self, draft: "Draft") -> torch.Tensor:
+        if self.num_inference_steps == 1:
+            return draft.mean
+        # Choice: all frames share their noise. What stands still then keeps its detail, within a
+        # chunk and from one to the next.
+        noise = DETAIL_START * self._noise(0, draft.mean[:, :, :1]).expand_as(draft.mean)
+        detail = euler_sample(
+            partial(self.model.detail, draft), noise, self.num_inference_steps - 1, DETAIL_START
+        )
+        return draft.mean + draft.spread() * detail
+
+    def _decode_plain(self, index: int, latents: torch.Tensor, times: torch.Tensor) -> torch.Tensor:
+        model, kind = self.model, self.model.config.prediction_type
+
+        def denoise(noisy: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
+            output = model.predict(noisy.to(model.dtype), timestep, latents, times)
+            return predicted_sample(output, noisy, timestep, kind)
+
+        shape = (len(latents), 3, times.shape[1], *(PATCH * side for side in latents.shape[-2:]))
+        start = EPSILON_MAX_TIMESTEP if kind == "epsilon" else 1.0
+        noise = self._noise(index, latents.new_empty(shape))
+        return euler_sample(denoise, noise, self.num_inference_steps, start)
+
+    def _noise(self, index: int, like: torch.Tensor) -> torch.Tensor:
+        """Of chunk `index`, the same whenever it is asked for; float32."""
+        generator = torch.Generator().manual_seed((self.seed + index) % 2**63)
+        return torch.randn(like.shape, generator=generator).to(like.device)

@@ -1,0 +1,181 @@
+"""The objective of a model with moving content: frame 0 from z_c, later frames from frame 0.
+
+Images train the first; chunks train both, the later frames from the first ones as they are decoded
+in one step.
+"""
+
+from dataclasses import replace
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from regen.flow import add_noise
+from regen.model.autoencoder import AutoencoderREGEN, Draft
+from regen.model.chunk_decoder import DETAIL_START
+from regen.model.objective import Given, ObjectiveConfig
+from regen.model.patches import PATCH
+from regen.perceptual.lpips import LPIPS
+
+# Choice: a third of the chunks goes without the next one's first frame. The last chunk of a video
+# has none.
+NO_NEXT_PROBABILITY = 0.35
+LATER_WEIGHT = 2 / 3  # of a chunk's loss; the rest is of its first frame
+ERROR_FLOOR = 1e-5  # of a squared error: 53 dB
+OPEN_FLOOR = 0.05  # of the part of the detail that is open at a timestep
+MIN_TIMESTEP = 0.01
+SPREAD_WEIGHT = 0.1
+DETAIL_WEIGHT = 0.5
+PERCEPTUAL_SIDE = 96  # pixels, of the squares that LPIPS sees
+
+
+class MovingObjective(nn.Module):
+    """Losses `[B]`: of the one-step picture, of its spread, and of the steps below t = 1.
+
+    Choice: one-step pictures weigh the logarithm of each frame's error. PSNR is a mean of
+    logarithms, so a decibel of any clip counts as much as of any other.
+    Choice: what one step leaves open is learned at uniform timesteps, over its spread, and its
+    error is divided by what a Gaussian leaves open there.
+    """
+
+    def __init__(self, model: AutoencoderREGEN, config: ObjectiveConfig) -> None:
+        super().__init__()
+        self.model, self.config = model, config
+        self.terms: dict[str, torch.Tensor] = {}
+        self.term_names: tuple[str, ...] = ("first", "later")
+        if config.noise_only_share < 1:
+            self.term_names += ("detail",)
+        # In a tuple: no part of this module, and of no checkpoint.
+        self._perceptual: tuple[LPIPS, ...] = ()
+        if config.perceptual_weight:
+            self._perceptual = (LPIPS("vgg"),)
+            self.term_names += ("perceptual",)
+
+    def arguments(
+        self, given: Given, generator: torch.Generator
+    ) -> tuple[torch.Tensor | None, ...]:
+        """Noise, timesteps and noise on the latents for a batch, and whether the next is known."""
+        chunk, target = given.chunk, given.target
+        noise = torch.randn(target.shape, generator=generator)
+        timestep = MIN_TIMESTEP + (1 - MIN_TIMESTEP) * DETAIL_START * torch.rand(
+            len(target), generator=generator
+        )
+        if float(torch.rand((), generator=generator)) < self.config.noise_only_share:
+            timestep = torch.ones(len(target))
+        channels = self.model.config["latent_channels"]
+        shape = (len(chunk), channels, 2, chunk.shape[-2] // PATCH, chunk.shape[-1] // PATCH)
+        latent_noise = self.config.latent_noise * torch.randn(shape, generator=generator)
+        following, to_first = given.following, given.to_first
+        if float(torch.rand((), generator=generator)) < NO_NEXT_PROBABILITY:
+            to_first = None
+        times = given.frame_times
+        return (
+            chunk, target, times, noise, timestep, latent_noise, given.motion, following, to_first,
+        )  # fmt: skip
+
+    def timesteps(
+        self, arguments: tuple[torch.Tensor | None, ...]
+    ) -> tuple[torch.Tensor | None, float]:
+        return arguments[4], 1.0
+
+    def forward(
+        self,
+        chunk: torch.Tensor,
+        target: torch.Tensor,
+        frame_times: torch.Tensor,
+        noise: torch.Tensor,
+        timestep: torch.Tensor,
+        latent_noise: torch.Tensor,
+        motion: torch.Tensor | None = None,
+        following: torch.Tensor | None = None,
+        to_first: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """`chunk` `[B, 3, 1 or more, S, S]`, `target` `[B, 3, F, S, S]`, `following`
+        `[B, 3, S, S]` in [-1, 1]; `latent_noise` `[B, 8, 2, h, w]`; `motion`, `to_first` as
+        `estimate_motion` and `motion_to_next` give them."""
+        model = self.model
+        num_frames = chunk.shape[2]
+        latents = model.encode_chunk(chunk, motion)
+        latents = latents + latent_noise[:, :, : latents.shape[2]].to(latents.dtype)
+        unused = 0 * (model.image_motion_latents.sum() + model.sources.sum())
+        if num_frames == 1:
+            draft = model.draft_first(latents[:, :, 0])
+            losses = self._losses(draft, target)
+            self.terms = {"first": losses.detach().mean()}
+            losses = losses + self._of_detail(draft, target, noise, timestep)
+            # Every parameter has a part in every batch: processes that sum their gradients expect
+            # the same tensors of each other.
+            return losses + unused + 0 * sum(p.sum() for p in self._of_chunks())
+        assert following is not None
+        contents, firsts = latents[:, :, 0], chunk[:, :, 0]
+        if to_first is not None:
+            contents = torch.cat([contents, model.encode_chunk(following[:, :, None])[:, :, 0]])
+            firsts = torch.cat([firsts, following])
+        draft = model.draft_first(contents)
+        first_losses = self._losses(draft, firsts[:, :, None])
+        pictures = draft.mean[:, :, 0].clamp(-1, 1)
+        first, after = pictures[: len(chunk)], None
+        if to_first is not None:
+            after = pictures[len(chunk) :].detach()
+            first_losses = first_losses.view(2, -1).mean(dim=0)
+        warped, reference = model.move_content(
+            first, after, latents, frame_times, to_first, ratio=num_frames - 1
+        )
+        draft = model.draft_later(
+            latents, frame_times, warped, reference,
+            has_next=after is not None, ratio=num_frames - 1,
+        )  # fmt: skip
+        later_losses = self._losses(draft, target)
+        self.terms = {"first": first_losses.detach().mean(), "later": later_losses.detach().mean()}
+        losses = (1 - LATER_WEIGHT) * first_losses + LATER_WEIGHT * later_losses
+        return losses + self._of_detail(draft, target, noise, timestep) + unused
+
+    def _of_chunks(self) -> list[nn.Parameter]:
+        stem = self.model.encoder.conv_in_later
+        return [] if stem is None else list(stem.parameters())
+
+    def _losses(self, draft: Draft, target: torch.Tensor) -> torch.Tensor:
+        """Of the mean, weighted LPIPS beside it, and of the spread: `[B]`."""
+        errors = (draft.mean - target).square()
+        by_patch = F.avg_pool3d(errors.detach().mean(dim=1), (1, PATCH, PATCH))
+        surprise = 2 * draft.log_spread + (by_patch + ERROR_FLOOR) * (-2 * draft.log_spread).exp()
+        losses = (errors.mean(dim=(1, 3, 4)) + ERROR_FLOOR).log().mean(dim=1)
+        losses = losses + SPREAD_WEIGHT * surprise.mean(dim=(1, 2, 3))
+        return losses + self._perceive(draft.mean, target)
+
+    def _of_detail(
+        self, draft: Draft, target: torch.Tensor, noise: torch.Tensor, timestep: torch.Tensor
+    ) -> torch.Tensor | float:
+        """Of a step below t = 1, `[B]`; where all timesteps are 1, none."""
+        if bool((timestep == 1).all()):
+            return 0 * noise.flatten(1).sum(dim=1)
+        spread = draft.spread().detach()
+        fixed = replace(draft, mean=draft.mean.detach())
+        detail = (target - fixed.mean) / spread
+        predicted = self.model.detail(fixed, add_noise(detail, noise, timestep), timestep)
+        t = timestep.float()
+        left_open = t**2 / ((1 - t) ** 2 + t**2)
+        errors = (predicted - detail).square().mean(dim=(1, 2, 3, 4)) / (left_open + OPEN_FLOOR)
+        self.terms["detail"] = errors.detach().mean()
+        picture = fixed.mean + spread * predicted
+        return DETAIL_WEIGHT * errors + self._perceive(picture, target)
+
+    def _perceive(self, prediction: torch.Tensor, target: torch.Tensor) -> torch.Tensor | float:
+        """Weighted LPIPS of a square of each frame: `[B]`."""
+        if not self._perceptual:
+            return 0.0
+        (network,) = self._perceptual
+        side, count = PERCEPTUAL_SIDE, prediction.shape[2]
+        top, left = ((size - side) // 2 for size in prediction.shape[-2:])
+        pairs = (
+            one[..., top : top + side, left : left + side].transpose(1, 2).flatten(0, 1)
+            for one in (prediction, target)
+        )
+        distance = network.to(prediction.device)(*pairs).view(-1, count).mean(dim=1)
+        self.terms["perceptual"] = distance.detach().mean()
+        return self.config.perceptual_weight * distance
+
+    def reconstruct(self, video: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        """Encode and decode `[B, 3, T, H, W]` in one step; here, as it is what launchers wrap."""
+        sample: torch.Tensor = self.model(video, generator=generator).sample
+        return sample
