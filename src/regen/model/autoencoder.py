@@ -329,12 +329,12 @@ class AutoencoderREGEN(ModelMixin, AutoencoderMixin, ConfigMixin, LatentStatisti
         """
         # Choice: noise, and how far x_t is believed, are scaled by what is open at each patch,
         # which the network says itself. Noise of one strength hides what is open in one place and
-        # is lost in another.
-        gain, scale = _precondition(timestep, 1.0)
+        # is lost in another. What the network gives is the detail itself: added to the posterior
+        # mean of a Gaussian, as in `predict`, it takes noise along that it learns late to remove.
+        gain, _ = _precondition(timestep, 1.0)
         believed = gain * noisy_detail.float()
         inputs = torch.cat([believed, draft.mean.clamp(-1, 1), draft.reference], dim=1)
-        output = self.dit(inputs.to(self.dtype), timestep, draft.conditioning)
-        return believed + scale * output.float()
+        return self.dit(inputs.to(self.dtype), timestep, draft.conditioning).float()
 
     def move_content(
         self,
