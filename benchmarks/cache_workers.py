@@ -1,7 +1,7 @@
 """How `regen cache` grows with its workers: clips per second with 1, with 2, ... by Ray.
 
     regen world few --clips 96 --frames 132 --size 64 64
-    python benchmarks/cache_workers.py few --model tiny-8x8x32 --workers 1 2
+    python benchmarks/cache_workers.py few --model shapes_32x --workers 1 2
 
 Nothing is written. The first sixth of the clips is not counted: Ray starts, workers import.
 """
@@ -21,7 +21,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("clips", type=Path)
-    parser.add_argument("--model", default="tiny-8x8x8")
+    parser.add_argument("--model", default="natural@8")
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 2])
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as indexes:

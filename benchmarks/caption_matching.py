@@ -1,8 +1,8 @@
 """Does a text-to-video model know which caption belongs to a real clip? Without another network.
 
-    regen cache clips latents --model tiny-8x8x32 --height 80 --width 128
+    regen cache clips latents --model shapes_32x --height 80 --width 128
     regen train-generator --data latents --output runs/real
-    regen cache others latents-others --model tiny-8x8x32 --height 80 --width 128
+    regen cache others latents-others --model shapes_32x --height 80 --width 128
     python benchmarks/caption_matching.py runs/real/model latents-others --output matching
 
 Of each clip the first chunks, of all clips as many, at most one clip of a caption. Two questions,

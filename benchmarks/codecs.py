@@ -5,10 +5,10 @@ included, is no larger than the model's latents of that clip as int8. The files 
 `regen evaluate` as any reconstruction made elsewhere:
 
     regen evaluate --data DIR --num-frames 36 --export prepared --output evaluation
-    python benchmarks/codecs.py --clips prepared --output codecs [--model tiny-8x8x8]
+    python benchmarks/codecs.py --clips prepared --output codecs [--model natural@8]
     regen evaluate --data DIR --num-frames 36 --output evaluation --reconstruction codecs/x264
     regen evaluate --data DIR --num-frames 36 --output evaluation --reconstruction codecs/av1
-    regen evaluate --data DIR --num-frames 36 --output evaluation --model tiny-8x8x8 --storage int8
+    regen evaluate --data DIR --num-frames 36 --output evaluation --model natural@8 --storage int8
 
 A codec may look at the whole clip, both ways in time; the model sees one chunk at a time.
 """
@@ -77,7 +77,7 @@ def main() -> None:
     )
     parser.add_argument("--clips", type=Path, required=True, help="what --export wrote")
     parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--model", default="tiny-8x8x8")
+    parser.add_argument("--model", default="natural@8")
     parser.add_argument("--codecs", nargs="+", default=list(CODECS), choices=list(CODECS))
     options = parser.parse_args()
     model = load_model(options.model)

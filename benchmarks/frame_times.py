@@ -4,7 +4,7 @@ Between: the encoder sees every second frame (a chunk), the decoder is asked for
 After: the encoder sees a chunk, the decoder is asked for the frames that follow. PSNR per frame on
 8-bit RGB, mean over frames, then over clips; beside what needs no model.
 
-    python benchmarks/frame_times.py --clips DIR [--model tiny-8x8x8] [--size 256]
+    python benchmarks/frame_times.py --clips DIR [--model natural@8] [--size 256]
 """
 
 import argparse
@@ -64,7 +64,7 @@ def measure(model: AutoencoderREGEN, frames: np.ndarray) -> dict[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--clips", type=Path, required=True)
-    parser.add_argument("--model", default="tiny-8x8x8")
+    parser.add_argument("--model", default="natural@8")
     parser.add_argument("--size", type=int, default=256)
     options = parser.parse_args()
     model = load_model(options.model).float()

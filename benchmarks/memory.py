@@ -44,7 +44,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--model", default="tiny-8x8x8")
+    parser.add_argument("--model", default="natural@8")
     parser.add_argument("--frames", type=int, nargs="+", default=[33, 330, 3300])
     parser.add_argument("--height", type=int, default=48)
     parser.add_argument("--width", type=int, default=64)

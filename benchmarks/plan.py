@@ -32,9 +32,9 @@ from regen.training.step_cost import StepShape, step_cost
 
 CUT = {"encoder_block_out_channels": (32, 64, 128, 192), "num_layers": 4, "num_attention_heads": 4}
 CASES: dict[str, tuple[str, dict[str, Any], StepShape]] = {
-    "tiny_8x": ("tiny_8x", {}, StepShape(8, 96, 96, 3)),
-    "tiny_8x, half the videos": ("tiny_8x", {}, StepShape(4, 96, 96, 3)),
-    "tiny_8x, larger crop": ("tiny_8x", {}, StepShape(4, 128, 128, 3)),
+    "small_8x": ("small_8x", {}, StepShape(8, 96, 96, 3)),
+    "small_8x, half the videos": ("small_8x", {}, StepShape(4, 96, 96, 3)),
+    "small_8x, larger crop": ("small_8x", {}, StepShape(4, 128, 128, 3)),
     "regen_4x, 4 blocks of 512": ("regen_4x", CUT, StepShape(1, 96, 160, 5)),
 }
 

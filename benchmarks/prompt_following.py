@@ -1,7 +1,7 @@
 """Does a text-to-video model make what its prompt asks? Measured on the generated world.
 
     regen world world --clips 20000 --frames 33 --size 96 96
-    regen cache world latents --model tiny-8x8x32
+    regen cache world latents --model shapes_32x
     regen train-generator --data latents --output runs/t2v
     python benchmarks/prompt_following.py runs/t2v/model --output following
 

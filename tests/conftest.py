@@ -33,6 +33,8 @@ def make_small_model(seed: int = 0) -> AutoencoderREGEN:
         for parameter in model.parameters():
             if not parameter.any():
                 parameter.normal_(0, 0.05, generator=generator)
+        noisy = model.dit.patch_embed.weight[:, :192]  # what sees x_t begins at zero
+        noisy.normal_(0, 0.05, generator=generator)
         model.latents_mean.normal_(0, 0.1, generator=generator)
         model.latents_std.fill_(0.5)
     return model.eval()

@@ -19,6 +19,7 @@ ROOMS: dict[str, set[str]] = {
     "files": set(),
     "video": {"files"},
     "flow": set(),
+    "flops": set(),
     "chunking": set(),
     "latent_statistics": set(),
     "latent_file": {"files", "chunking"},
@@ -28,15 +29,18 @@ ROOMS: dict[str, set[str]] = {
     "loading": {"model", "baselines"},
     "data": {"files", "video"},
     "moving_shapes": {"files", "video"},
-    "evaluation": {"video", "latent_file", "perceptual", "model", "loading", "data"},
-    "training": {"perceptual", "model", "baselines", "loading", "data", "evaluation"},
+    "evaluation": {"video", "flops", "latent_file", "perceptual", "loading", "data"},
+    "training": {
+        *("flops", "chunking", "perceptual", "model", "baselines", "loading", "data"),
+        "evaluation",
+    },
     "t2v": {
         *("files", "video", "flow", "chunking", "latent_statistics", "latent_file", "model"),
         *("loading", "data", "evaluation", "training"),
     },
     "codec": {"video", "chunking", "latent_file", "model", "loading", "evaluation"},
     "reproduction": {
-        *("video", "model", "baselines", "loading", "data", "evaluation", "training", "codec"),
+        *("video", "flops", "model", "loading", "data", "evaluation", "training", "codec"),
     },
     "cli": {
         *("video", "latent_file", "model", "loading", "data", "moving_shapes", "evaluation"),

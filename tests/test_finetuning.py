@@ -1,5 +1,6 @@
 """From any checkpoint on: the decoder alone, another ratio, noise on the latents; recipes."""
 
+import json
 import sys
 from dataclasses import fields, replace
 from pathlib import Path
@@ -18,9 +19,10 @@ from regen.loading import load_model
 from regen.model.autoencoder import AutoencoderREGEN
 from regen.model.objective import ObjectiveConfig, REGENObjective, draw_latent_noise
 from regen.model.presets import PRESETS
-from regen.training import start
-from regen.training.config import RECIPES, TrainConfig
+from regen.training import embedder
+from regen.training.config import TrainConfig
 from regen.training.embedder import train
+from regen.training.recipes import RECIPES, STAGES
 
 
 @pytest.fixture(autouse=True)
@@ -159,7 +161,7 @@ def test_the_recipes_of_the_paper(ratio: int, tmp_path: Path) -> None:
 def test_an_option_prevails_over_its_recipe(monkeypatch: pytest.MonkeyPatch, capsys) -> None:
     """Also one that is given as it is by default without a recipe."""
     seen: list[TrainConfig] = []
-    monkeypatch.setattr(start, "train", seen.append)
+    monkeypatch.setattr(embedder, "train", seen.append)
     words = ["regen", "train", "--data", "clips", "--output", "run", "--recipe"]
     default = str(TrainConfig.image_batch_size)
     given = ["--steps", "7", "--crop", "64", "--image-batch-size", default]
@@ -171,7 +173,33 @@ def test_an_option_prevails_over_its_recipe(monkeypatch: pytest.MonkeyPatch, cap
     monkeypatch.setattr(sys, "argv", [*words, "paper_64x"])
     with pytest.raises(SystemExit):
         main()
-    assert "--recipe is one of paper_4x, " in capsys.readouterr().err
+    assert "--recipe is one of natural, shapes, paper_4x, " in capsys.readouterr().err
+
+
+def test_a_recipe_of_stages(clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each stage starts from the one before; the same command again does only what is left."""
+    small = {"preset": "natural_test", "crop": 32, "video_batch_size": 1, "image_batch_size": 2}
+    pictures = {**small, "image_share": 1.0, "steps": 2, "learning_rate": 1e-2}
+    video = {**small, "image_share": 0.0, "steps": 1, "warmup_steps": 100, "ema_decay": 0.0}
+    monkeypatch.setitem(STAGES, "natural", {"pictures": pictures, "video": video})
+    output = tmp_path / "run"
+    words = ["regen", "train", "--recipe", "natural", "--data", str(clips), "--output", str(output)]
+    words += ["--chunks", "5", "--chunk-cache", str(clips.parent / "chunks"), "--tracker", "none"]
+    words += ["--cache", str(clips.parent / "cache"), "--validation-sources", "1"]
+    monkeypatch.setattr(sys, "argv", words)
+    main()
+    pictures_model = output / "pictures" / "model"
+    assert json.loads((output / "config.json").read_text())["init"] == str(pictures_model)
+    first, last = (
+        load_model(str(one)).state_dict()["linear.synthesis.weight"]
+        for one in (pictures_model, output / "model")
+    )
+    assert (first - last).abs().max() < 1e-2 * first.abs().max()
+    (output / "model" / "config.json").unlink()
+    trained: list[TrainConfig] = []
+    monkeypatch.setattr(embedder, "train", trained.append)
+    main()
+    assert [run.output for run in trained] == [output]
 
 
 def test_no_tracker(clips: Path, tmp_path: Path) -> None:

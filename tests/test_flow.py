@@ -64,30 +64,6 @@ def test_gaussian_data_are_sampled_with_the_closed_form_error() -> None:
     assert abs(many.std() - deviation) < 0.02
 
 
-@pytest.mark.parametrize("num_steps", [1, 2, 5])
-def test_an_open_timestep_is_where_the_second_step_begins(num_steps: int) -> None:
-    """Gaussian data again: the first step goes to t = 0.2, the others are equal below it."""
-    mean, deviation, begin = 0.7, 0.1, 0.2
-    visited = []
-
-    def ideal(noisy: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
-        visited.append(float(timestep[0]))
-        gain = posterior_gain(timestep, deviation)[:, None]
-        return mean + gain * (noisy - (1 - timestep[:, None]) * mean)
-
-    grid = [1.0, *(begin * (1 - index / (num_steps - 1)) for index in range(num_steps - 1)), 0.0]
-    expected_scale = 1.0
-    for now, later in itertools.pairwise(grid):
-        gain = (1 - now) * deviation**2 / ((1 - now) ** 2 * deviation**2 + now**2)
-        expected_scale *= gain * (1 - later / now) + later / now
-    noise = torch.randn(20000, 1, generator=torch.Generator().manual_seed(0))
-    sample = euler_sample(ideal, noise, num_steps, open_timestep=begin)
-    assert visited == pytest.approx(grid[:-1])
-    assert torch.allclose(sample, mean + expected_scale * noise, atol=1e-5)
-    if num_steps == 1:
-        assert torch.allclose(sample, torch.full_like(sample, mean))
-
-
 def test_posterior_gain() -> None:
     """Nothing is believed at t = 1, all at 0; between as the regression of x on x_t says."""
     assert posterior_gain(torch.tensor([0.0, 1.0]), 0.3).tolist() == pytest.approx([1, 0])

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from regen.model.autoencoder import AutoencoderREGEN
-from regen.model.presets import PRESETS, small_8x
+from regen.model.presets import PRESETS
 
 SMALL = {
     "num_layers": 2,
@@ -29,7 +29,7 @@ STRIDES = {
 def build(**changes: Any) -> AutoencoderREGEN:
     """A small model of random weights, also of gates and outputs, which start at zero."""
     torch.manual_seed(0)
-    model = AutoencoderREGEN(**(small_8x() | SMALL | changes))
+    model = AutoencoderREGEN(**(PRESETS["small_8x"]() | SMALL | changes))
     for parameter in model.parameters():
         if parameter.ndim == 1 or not parameter.any():  # gates, outputs, biases
             torch.nn.init.normal_(parameter, std=0.1)
@@ -348,13 +348,13 @@ def test_paper_presets_have_their_size(preset: str, encoder: int, dit: int) -> N
         ({"prediction_type": "x0"}, "prediction_type is one of"),
         ({"conditioning_type": "x"}, "conditioning_type is one of"),
         ({"moving_content": True}, "moving_content takes prediction_type sample"),
-        ({"temporal_compression_ratio": 16}, "compress 8x in time"),
+        ({"temporal_compression_ratio": 16}, "change 8x in time"),
         ({"encoder_patch_size": 4}, "4x in space"),
     ],
 )
 def test_impossible_configurations_are_refused(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        AutoencoderREGEN(**(small_8x() | SMALL | changes))
+        AutoencoderREGEN(**(PRESETS["small_8x"]() | SMALL | changes))
 
 
 @pytest.mark.parametrize(

@@ -13,11 +13,11 @@ from torch.profiler import ProfilerActivity, profile
 
 from regen.model.autoencoder import AutoencoderREGEN
 from regen.model.objective import ObjectiveConfig, REGENObjective
-from regen.model.presets import PRESETS, regen_4x, small_8x
+from regen.model.presets import PRESETS
 from regen.training.plan import PlanConfig, peak_bytes, plan, state_bytes, verdict
 from regen.training.step_cost import StepCost, StepShape, step_cost
 
-SMALL_PAPER = regen_4x() | {
+SMALL_PAPER = PRESETS["regen_4x"]() | {
     "encoder_block_out_channels": (8, 8, 8, 8),
     "encoder_layers_per_block": 1,
     "num_layers": 2,
@@ -64,7 +64,7 @@ def test_a_grouped_convolution_costs_as_much_backward_twice() -> None:
     """The library counts each group as if it saw all channels."""
     small = {"encoder_block_out_channels": (8,) * 4, "num_layers": 1, "attention_head_dim": 16}
     shape = StepShape(2, 32, 32, 1, is_image=True)
-    with_convolution = step_cost(small_8x() | small, shape, on_gpu=False)
+    with_convolution = step_cost(PRESETS["small_8x"]() | small, shape, on_gpu=False)
     assert 2.5 < with_convolution.flops / with_convolution.flops_forward < 3.1
 
 
@@ -185,7 +185,7 @@ def test_bad_options_are_one_line(options: dict[str, Any], words: str) -> None:
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_memory_is_that_of_a_step_on_a_gpu(checkpointing: bool) -> None:
-    config, shape = regen_4x() | {"num_layers": 4}, StepShape(2, 128, 128, 5)
+    config, shape = PRESETS["regen_4x"]() | {"num_layers": 4}, StepShape(2, 128, 128, 5)
     with torch.device("cuda"):
         model = AutoencoderREGEN(**config).train()
         chunk = torch.rand(2, 3, 5, 128, 128)

@@ -23,7 +23,7 @@ from PIL import Image
 from test_data import written_by_another
 
 from regen.cli import main
-from regen.data import places, sharding
+from regen.data import places, shard_writer
 from regen.data.batches import BatchConfig, TrainingBatches
 from regen.data.clips import prepare_clips
 from regen.data.finding import find_items
@@ -351,7 +351,7 @@ def test_the_same_inputs_give_the_same_bytes(folder: Path, shards: Path, tmp_pat
 
 
 def interrupted(folder: Path, output: Path, after: int, monkeypatch) -> None:
-    write = sharding._write_shard
+    write = shard_writer._write_shard
     numbers = []
 
     def stopped(*arguments):
@@ -360,7 +360,7 @@ def interrupted(folder: Path, output: Path, after: int, monkeypatch) -> None:
         numbers.append(arguments[1])
         return write(*arguments)
 
-    monkeypatch.setattr(sharding, "_write_shard", stopped)
+    monkeypatch.setattr(shard_writer, "_write_shard", stopped)
     with pytest.raises(KeyboardInterrupt):
         write_shards([str(folder)], output, SHARD_BYTES, num_workers=1)
     monkeypatch.undo()

@@ -77,18 +77,12 @@ def euler_sample(
     noise: torch.Tensor,
     num_inference_steps: int,
     start_timestep: float = 1.0,
-    open_timestep: float | None = None,
 ) -> torch.Tensor:
     """Integrate dx/dt = (x_t - x_hat) / t from `start_timestep` to 0.
 
     `denoise(x_t, timestep[B])` returns x_hat. One step is one call: its answer is the sample.
-    Steps are equal; with `open_timestep` the first goes there, and the others are equal below it.
     """
-    grid = [start_timestep, 0.0]
-    if open_timestep is None:
-        grid = torch.linspace(start_timestep, 0, num_inference_steps + 1).tolist()
-    elif num_inference_steps > 1:
-        grid[1:] = torch.linspace(open_timestep, 0, num_inference_steps).tolist()
+    grid = torch.linspace(start_timestep, 0, num_inference_steps + 1).tolist()
     noisy = noise.float()
     for now, later in itertools.pairwise(grid):
         timestep = torch.full((noise.shape[0],), now, device=noise.device)

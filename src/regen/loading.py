@@ -17,7 +17,9 @@ from regen.baselines.magvit import AutoencoderMAGVITv2
 from regen.model.autoencoder import AutoencoderREGEN
 from regen.model.presets import MAGVIT_PRESETS, PRESETS
 
-DEFAULT_MODEL = "natural"
+DEFAULT_MODEL = "natural@8"
+# Models that came with the package until 2026-11, and what has taken their place.
+SUPERSEDED = {"tiny-8x8x8": "natural@8", "tiny-8x8x32": "natural"}
 Autoencoder = AutoencoderREGEN | AutoencoderMAGVITv2
 CLASSES: dict[str, type[Autoencoder]] = {
     one.__name__: one for one in (AutoencoderREGEN, AutoencoderMAGVITv2)
@@ -63,6 +65,11 @@ def find_model(model: str) -> Path | str:
     if folder.is_dir():
         _check_config(folder / "config.json")
         return folder
+    if model in SUPERSEDED:
+        raise ValueError(
+            f"{model} does not come with this version: give {SUPERSEDED[model]}, which takes its "
+            "place; its latents are decoded by the version that encoded them"
+        )
     if model.count("/") != 1 or model.startswith((".", "/", "~")) or model.endswith("/"):
         names = ", ".join(embedded_models()) or "none came with this package"
         raise ValueError(

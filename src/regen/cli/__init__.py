@@ -22,7 +22,7 @@ from regen.cli.reconstruct import Reconstruct
 from regen.cli.reproduce import Reproduce
 from regen.cli.shard import Shard
 from regen.cli.stats import Stats
-from regen.cli.train import Train, with_recipe
+from regen.cli.train import Train, defaults_of, run_stages
 from regen.cli.train_generator import TrainGenerator
 from regen.cli.world import World
 
@@ -61,8 +61,10 @@ def main() -> None:
     try:
         command = _parse()
         if isinstance(command, Train) and command.recipe is not None:
-            command = _parse(with_recipe(command.recipe))
-        command.run()
+            defaults = defaults_of(command.recipe)
+            run_stages({name: _parse(default) for name, default in defaults.items()})
+        else:
+            command.run()
     except (ValueError, OSError) as error:
         _fail(1, str(error))
     except (MemoryError, RuntimeError) as error:

@@ -25,7 +25,7 @@ class Cache:
     ]
     """IN: folders, manifests (.csv, .jsonl, .parquet) and shards (.tar), as regen train takes them.
     OUT: folder for shard-000000.safetensors, ... and dataset.json."""
-    model: str = "natural"
+    model: str = "natural@8"
     """Embedder: an embedded model, a folder, or a hub id; NAME@RATIO as for regen reconstruct."""
     text_encoder: str | None = None
     """Folder or hub id of an encoder of transformers; by default all-MiniLM-L6-v2."""

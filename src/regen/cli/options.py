@@ -20,9 +20,9 @@ LATENT_SUFFIX = ".safetensors"  # of latent files
 class ModelOptions:
     """Which model, and where it runs."""
 
-    model: str = "natural"
+    model: str = "natural@8"
     """Name of embedded weights, a folder with config.json, or a hub id (owner/name). NAME@RATIO
-    compresses less in time: natural@8 in chunks of 9 frames, not 33."""
+    compresses RATIO times in time: natural@8 in chunks of 9 frames, natural in chunks of 33."""
     device: str = "auto"
     """auto takes a GPU where there is one; or cpu, cuda, cuda:1, mps."""
     dtype: Literal["float32", "bfloat16"] = "float32"

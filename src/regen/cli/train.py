@@ -15,8 +15,8 @@ class Train(TrainConfig):
     """
 
     recipe: str | None = None
-    """paper_4x, paper_8x, paper_16x, paper_32x: options of the paper, as defaults; those that you
-    give stay as you give them."""
+    """natural, shapes: how the embedded models were made, stage by stage. paper_4x, paper_8x,
+    paper_16x, paper_32x: options of the paper. Options that you give prevail, in every stage."""
 
     def run(self) -> None:
         from regen.training.embedder import train
@@ -25,11 +25,15 @@ class Train(TrainConfig):
         train(self)
 
 
-def with_recipe(recipe: str) -> Train:
-    """`regen train` as `recipe` has it. ValueError: no such."""
-    from regen.training.config import RECIPES
+def defaults_of(recipe: str) -> dict[str, Train]:
+    """The options of each stage of `recipe`, by its name. ValueError: no such."""
+    from regen.training.recipes import stages
 
-    if recipe not in RECIPES:
-        raise ValueError(f"--recipe is one of {', '.join(RECIPES)}, got {recipe!r}")
-    needed = {"data": tyro.MISSING, "output": tyro.MISSING}
-    return Train(recipe=recipe, **needed, **RECIPES[recipe])
+    needed = {"data": tyro.MISSING, "output": tyro.MISSING, "recipe": recipe}
+    return {name: Train(**needed, **options) for name, options in stages(recipe).items()}
+
+
+def run_stages(stages: dict[str, Train]) -> None:
+    from regen.training.embedder import chain, train_stages
+
+    train_stages(chain(stages))

@@ -148,6 +148,8 @@ class AutoencoderREGEN(ModelMixin, AutoencoderMixin, ConfigMixin, LatentStatisti
         if moving_content:
             self.linear = LinearCodec(latent_channels)
             self.sources = nn.Parameter(torch.zeros(NUM_SOURCES, dim))
+            with torch.no_grad():  # one step learns nothing of x_t: it begins unseen
+                self.dit.patch_embed.weight[:, : 3 * PATCH**2] = 0
             nn.init.zeros_(self.encoder.conv_out.weight)
             nn.init.zeros_(self.encoder.conv_out.bias)  # type: ignore[arg-type]
             nn.init.normal_(self.encoder.conv_out.weight[MOTION_CHANNELS:], std=0.002)
@@ -166,7 +168,8 @@ class AutoencoderREGEN(ModelMixin, AutoencoderMixin, ConfigMixin, LatentStatisti
         `temporal_compression_ratio` and `geometry` follow; `config.temporal_compression_ratio`
         stays k. Raises ValueError for a ratio that is not from 1 to k.
         """
-        geometry = self.geometry_at(ratio or self.config.temporal_compression_ratio)
+        own = self.config.temporal_compression_ratio
+        geometry = self.geometry_at(own if ratio is None else ratio)
         self.register_to_config(chunk_ratio=ratio)
         self.geometry = geometry
         self.temporal_compression_ratio: int = geometry.temporal_compression_ratio
@@ -222,8 +225,7 @@ class AutoencoderREGEN(ModelMixin, AutoencoderMixin, ConfigMixin, LatentStatisti
             return self.dit(noisy_video.to(self.dtype), timestep, conditioning, context)
         # Choice: a preconditioned x-prediction. The network sees x_t times its posterior gain (0
         # at t = 1: noise as strong as the conditioning is what it would have to learn to ignore),
-        # and adds to the posterior mean of a Gaussian: of grey pixels here, of a prior in
-        # `moving_content`.
+        # and adds to the posterior mean of a Gaussian: about grey.
         gain, scale = precondition(timestep, PIXEL_STD)
         mean = gain * noisy_video.float()
         output = self.dit(mean.to(self.dtype), timestep, conditioning, context)

@@ -4,6 +4,7 @@ Of a model with moving content, frame 0 of a chunk comes first; the others are d
 from the next chunk's frame 0, which is then kept for that chunk's turn.
 """
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -11,15 +12,20 @@ import torch.nn.functional as F
 
 from regen.chunking import PATCH
 from regen.flow import euler_sample, predicted_sample, start_timestep
-from regen.model.moving_content import move_content, predict_first, predict_later
+from regen.model.moving_content import (
+    Draft,
+    draft_first,
+    draft_later,
+    move_content,
+    predict_detail,
+)
 
 if TYPE_CHECKING:
     from regen.model.autoencoder import AutoencoderREGEN
 
-# Choice: the generative steps of a model with moving content begin at t = 0.2, from the one-step
-# picture. What its latents leave open has a standard deviation of about 0.08; stronger noise hides
-# it.
-OPEN_TIMESTEP = 0.2
+# Choice: after the one-step picture the other steps decode what it leaves open, from t = 0.9 on. At
+# t = 1 nothing is known of it and its mean is 0: a step from there would do nothing.
+DETAIL_START = 0.9
 
 
 class ChunkDecoder:
@@ -87,31 +93,26 @@ class ChunkDecoder:
             after = self._first(index + 1, self._raw(following[:, :, :1]))
         self.firsts = {key: one for key, one in self.firsts.items() if key >= index}
         later, has_next = times[:, ~is_first], after is not None
-        sources = move_content(model, first, after, latents, later, ratio=ratio)
-
-        def denoise(noisy: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
-            return predict_later(model, noisy, timestep, latents, later, *sources, has_next, ratio)
-
-        # Choice: the noise of all frames of a chunk is that of its first one. What is invented then
-        # holds still in time.
-        noise = self._noise(index, first[:, :, None]).expand(-1, -1, later.shape[1], -1, -1)
-        video[:, :, ~is_first] = euler_sample(
-            denoise, noise, self.num_inference_steps, open_timestep=OPEN_TIMESTEP
-        )
+        warped, reference = move_content(model, first, after, latents, later, ratio=ratio)
+        draft = draft_later(model, latents, later, warped, reference, has_next, ratio)
+        video[:, :, ~is_first] = self._sample(draft)
         return video
 
     def _first(self, index: int, latents: torch.Tensor) -> torch.Tensor:
         if index not in self.firsts:
-            content = latents[:, :, 0]
-            shape = (len(content), 3, 1, *(PATCH * side for side in content.shape[-2:]))
-            sample = euler_sample(
-                lambda noisy, timestep: predict_first(self.model, noisy, timestep, content),
-                self._noise(index, content.new_empty(shape)),
-                self.num_inference_steps,
-                open_timestep=OPEN_TIMESTEP,
-            )
-            self.firsts[index] = sample[:, :, 0].clamp(-1, 1)
+            draft = draft_first(self.model, latents[:, :, 0])
+            self.firsts[index] = self._sample(draft)[:, :, 0].clamp(-1, 1)
         return self.firsts[index]
+
+    def _sample(self, draft: Draft) -> torch.Tensor:
+        if self.num_inference_steps == 1:
+            return draft.mean
+        # Choice: all frames share their noise. What stands still then keeps its detail, within a
+        # chunk and from one to the next.
+        noise = DETAIL_START * self._noise(0, draft.mean[:, :, :1]).expand_as(draft.mean)
+        denoise = partial(predict_detail, self.model, draft)
+        detail = euler_sample(denoise, noise, self.num_inference_steps - 1, DETAIL_START)
+        return draft.mean + draft.spread() * detail
 
     def _decode_plain(self, index: int, latents: torch.Tensor, times: torch.Tensor) -> torch.Tensor:
         model, kind = self.model, self.model.config.prediction_type

@@ -226,6 +226,7 @@ class REGENDiT(nn.Module):
         )
         self.final_modulation = nn.Linear(dim, 2 * dim)
         self.proj_out = nn.Linear(dim, 3 * PATCH**2)
+        self.proj_spread = nn.Linear(dim, 1) if framewise else None
         self._init_weights()
 
     def _init_weights(self) -> None:
@@ -234,6 +235,7 @@ class REGENDiT(nn.Module):
                 nn.init.xavier_uniform_(module.weight)
                 nn.init.zeros_(module.bias)
         zeros: list[Any] = [self.final_modulation, self.proj_out]  # the output starts at 0,
+        zeros += [self.proj_spread] if self.proj_spread is not None else []
         zeros += [block.modulation_proj for block in self.blocks if self.shared_modulation is None]
         zeros += [self.shared_modulation] if self.shared_modulation is not None else []
         for module in zeros:  # and every block as the identity (adaLN-Zero)
@@ -252,6 +254,16 @@ class REGENDiT(nn.Module):
         context: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """`context` `[B, n, h, w, D]`: tokens that go with those of the video (Tab. 3)."""
+        return self.with_spread(noisy_video, timestep, conditioning, context)[0]
+
+    def with_spread(
+        self,
+        noisy_video: torch.Tensor,
+        timestep: torch.Tensor,
+        conditioning: torch.Tensor,
+        context: torch.Tensor | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """What `forward` gives, and one number for each patch `[B, F, h, w]`, where framewise."""
         patches = rearrange(noisy_video, "b c f (h p) (w q) -> b f h w (c p q)", p=PATCH, q=PATCH)
         hidden_states = self.patch_embed(patches) + conditioning  # [B, F, h, w, D]
         hidden_states = hidden_states.to(conditioning.dtype)
@@ -270,4 +282,6 @@ class REGENDiT(nn.Module):
         shift, scale = rearrange(self.final_modulation(temb), "b (two d) -> two b 1 1 1 d", two=2)
         normed = F.layer_norm(hidden_states, hidden_states.shape[-1:], eps=1e-6)
         patches = self.proj_out(normed * (1 + scale) + shift)  # [B, F, h, w, 192]
-        return rearrange(patches, "b f h w (c p q) -> b c f (h p) (w q)", p=PATCH, q=PATCH)
+        video = rearrange(patches, "b f h w (c p q) -> b c f (h p) (w q)", p=PATCH, q=PATCH)
+        spread = None if self.proj_spread is None else self.proj_spread(normed.detach())[..., 0]
+        return video, spread

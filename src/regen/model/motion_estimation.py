@@ -37,6 +37,9 @@ REFINEMENTS = ((4, 6, 3, False), (2, 6, 3, False), (2, 4, 1, True), (1, 3, 1, Tr
 LONG_CHUNK = 17
 NEXT_REFINEMENTS = ((4, 6, 3), (2, 6, 3), (1, 4, 1))  # scale, iterations, window
 MOMENTUM = 0.7
+# Choice: no term in time is longer than 128 pixels. Where a picture has no structure the steps run
+# away, and take the neighbours with them.
+MAX_TERM = 128.0  # pixels
 DAMPING = 5e-5  # of the squared gradient of the picture, in [-1, 1] units per pixel
 
 
@@ -240,6 +243,6 @@ def _refine(
         step = torch.linalg.solve(matrix, fall)
         step = rearrange(step.clamp(-2, 2), "b h w c -> b c h w")
         velocity = ahead + step - motion
-        motion = motion + velocity
+        motion = (motion + velocity).clamp(-MAX_TERM / scale, MAX_TERM / scale)
     motion = motion * scale
     return _median(motion) if window > 1 else motion

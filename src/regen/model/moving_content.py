@@ -5,11 +5,12 @@ and every other frame from frame 0 as it has moved there, beside the next chunk'
 back. Frames are float `[B, 3, n, H, W]` in [-1, 1], H and W multiples of 8.
 """
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 
-from regen.chunking import stretch
+from regen.chunking import PATCH, stretch
 from regen.flow import precondition
 from regen.model.motion import (
     MOTION_CHANNELS,
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
     from regen.model.autoencoder import AutoencoderREGEN
 
 PRIOR_STD = 0.1  # of pixels about the linear picture, or the warped first frame
+TYPICAL_LOG_SPREAD = -3.0  # of what one step leaves open: a standard deviation of 0.05
+LOG_SPREAD_RANGE = 3.0  # about the typical
 LEARNED_RANGE = 3.0  # of the learned channels of z_m
 # What a frame is decoded from, each with a learned vector: z_c; the first frame; that and the next
 # chunk's first frame.
@@ -57,35 +60,80 @@ def encode_moving(
     return torch.stack([learned[:, :, 0] + content, motion_latents], dim=2)
 
 
-def predict_first(
-    model: "AutoencoderREGEN",
-    noisy_frame: torch.Tensor,
-    timestep: torch.Tensor,
-    content: torch.Tensor,
-) -> torch.Tensor:
-    """Frame 0 from raw content latents `[B, 8, h, w]`: x_t -> x, `[B, 3, 1, 8 h, 8 w]`."""
+@dataclass(frozen=True)
+class Draft:
+    """One pass of the network: the mean of what frames can be, and how far they may be from it.
+
+    `mean`, `reference` `[B, 3, F, 8 h, 8 w]`; `log_spread` `[B, F, h, w]`, of the standard
+    deviation in each patch; `conditioning` `[B, F, h, w, D]`.
+    """
+
+    mean: torch.Tensor
+    log_spread: torch.Tensor
+    reference: torch.Tensor
+    conditioning: torch.Tensor
+
+    def spread(self) -> torch.Tensor:
+        """Standard deviation of each pixel: `[B, 1, F, 8 h, 8 w]`."""
+        by_patch = self.log_spread.exp()
+        return by_patch.repeat_interleave(PATCH, -2).repeat_interleave(PATCH, -1)[:, None]
+
+
+def draft_first(model: "AutoencoderREGEN", content: torch.Tensor) -> Draft:
+    """Frame 0 from raw content latents `[B, 8, h, w]`: F = 1."""
     assert model.linear is not None
     times = torch.zeros(len(content), 1, device=content.device)
-    prior = model.linear.decode(content)[:, :, None]
+    picture = model.linear.decode(content)[:, :, None]
     conditioning = model.conditioning(model.fill_motion(content[:, :, None]), times)
-    return _refine(model, noisy_frame, timestep, prior, prior, conditioning + model.sources[0])
+    return _draft(model, picture, picture, conditioning + model.sources[0])
 
 
-def predict_later(
+def draft_later(
     model: "AutoencoderREGEN",
-    noisy_video: torch.Tensor,
-    timestep: torch.Tensor,
     latents: torch.Tensor,
     frame_times: torch.Tensor,
     warped: torch.Tensor,
     reference: torch.Tensor,
     has_next: bool,
     ratio: int | None = None,
-) -> torch.Tensor:
-    """Other frames, from `move_content`'s two: x_t -> x, `[B, 3, F, 8 h, 8 w]`."""
+) -> Draft:
+    """Other frames, at `frame_times` `[B, F]`, from `move_content`'s two."""
     conditioning = model.conditioning(latents, model.stretched(frame_times, ratio))
-    conditioning = conditioning + model.sources[2 if has_next else 1]
-    return _refine(model, noisy_video, timestep, warped, reference, conditioning)
+    return _draft(model, warped, reference, conditioning + model.sources[2 if has_next else 1])
+
+
+def _draft(
+    model: "AutoencoderREGEN",
+    prior: torch.Tensor,
+    reference: torch.Tensor,
+    conditioning: torch.Tensor,
+) -> Draft:
+    conditioning = conditioning.to(model.dtype)
+    at_noise = torch.ones(len(prior), device=prior.device)
+    inputs = torch.cat([torch.zeros_like(prior), prior, reference], dim=1)
+    output, spread = model.dit.with_spread(inputs.to(model.dtype), at_noise, conditioning)
+    assert spread is not None
+    bounded = LOG_SPREAD_RANGE * torch.tanh(spread.float() / LOG_SPREAD_RANGE)
+    mean = prior + PRIOR_STD * output.float()
+    return Draft(mean, TYPICAL_LOG_SPREAD + bounded, reference, conditioning)
+
+
+def predict_detail(
+    model: "AutoencoderREGEN", draft: Draft, noisy_detail: torch.Tensor, timestep: torch.Tensor
+) -> torch.Tensor:
+    """The network below t = 1: x_t -> x, `[B, 3, F, 8 h, 8 w]`.
+
+    Here x is what the latents leave open: the video less the draft, over its spread.
+    """
+    # Choice: noise and the posterior gain are scaled by what is open at each patch, which the
+    # network says itself. Noise of one strength hides what is open in one place and is lost in
+    # another. What the network gives is the detail itself: added to the posterior mean of a
+    # Gaussian, as in `predict`, it takes noise along that it learns late to remove.
+    gain, _ = precondition(timestep, 1.0)
+    inputs = torch.cat(
+        [gain * noisy_detail.float(), draft.mean.clamp(-1, 1), draft.reference], dim=1
+    )
+    return model.dit(inputs.to(model.dtype), timestep, draft.conditioning).float()
 
 
 def move_content(
@@ -125,20 +173,3 @@ def _field(
     """Displacement `[B, 2, F, H, W]` in pixels of the motion channels at `times`, as `frame`."""
     height, width = frame.shape[-2:]
     return displacement(from_latents(moving), times, span)[..., :height, :width]
-
-
-def _refine(
-    model: "AutoencoderREGEN",
-    noisy_video: torch.Tensor,
-    timestep: torch.Tensor,
-    prior: torch.Tensor,
-    reference: torch.Tensor,
-    conditioning: torch.Tensor,
-) -> torch.Tensor:
-    """x_t -> x, float32, where x is `prior` but for a residual; see `AutoencoderREGEN.predict`."""
-    gain, scale = precondition(timestep, PRIOR_STD)
-    t = timestep.float().view(-1, 1, 1, 1, 1)
-    mean = gain * (noisy_video.float() - (1 - t) * prior)
-    inputs = torch.cat([mean / PRIOR_STD, prior, reference], dim=1)
-    output = model.dit(inputs.to(model.dtype), timestep, conditioning.to(model.dtype))
-    return prior + mean + scale * output.float()

@@ -5,16 +5,24 @@ in one step.
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from regen.chunking import PATCH, to_float
-from regen.flow import add_noise, posterior_gain
+from regen.flow import add_noise
 from regen.model.autoencoder import AutoencoderREGEN
-from regen.model.chunk_decoder import OPEN_TIMESTEP
-from regen.model.moving_content import PRIOR_STD, move_content, predict_first, predict_later
+from regen.model.chunk_decoder import DETAIL_START
+from regen.model.moving_content import (
+    Draft,
+    draft_first,
+    draft_later,
+    move_content,
+    predict_detail,
+)
 from regen.model.objective import Inputs, ObjectiveConfig
 from regen.perceptual.lpips import LPIPS
 
@@ -23,26 +31,30 @@ from regen.perceptual.lpips import LPIPS
 NO_NEXT_PROBABILITY = 0.35
 LATER_WEIGHT = 2 / 3  # of a chunk's loss; the rest is of its first frame
 ERROR_FLOOR = 1e-5  # of a squared error: 53 dB
-OPEN_FLOOR = 1e-4
-MIN_TIMESTEP = 0.004
+OPEN_FLOOR = 0.05  # of the part of the detail that is open at a timestep
+MIN_TIMESTEP = 0.01
+SPREAD_WEIGHT = 0.1
+DETAIL_WEIGHT = 0.5
 PERCEPTUAL_SIDE = 96  # pixels, of the squares that LPIPS sees
 
 
 class MovingObjective(nn.Module):
-    """Losses `[B]`: the logarithm of the squared error at t = 1; below, the error over its scale.
+    """Losses `[B]`: of the one-step picture, of its spread, and of the steps below t = 1.
 
-    Choice: one-step samples weigh the logarithm of each frame's error. PSNR is a mean of
+    Choice: one-step pictures weigh the logarithm of each frame's error. PSNR is a mean of
     logarithms, so a decibel of any clip counts as much as of any other.
-    Choice: timesteps below 1 are 0.3 u^1.5, and their errors are divided by what a Gaussian prior
-    leaves open there. Stronger noise hides what the latents leave open.
+    Choice: what one step leaves open is learned at uniform timesteps, over its spread, and its
+    error is divided by what a Gaussian leaves open there.
     """
 
     def __init__(self, model: AutoencoderREGEN, config: ObjectiveConfig) -> None:
         super().__init__()
         self.model, self.config = model, config
         self.terms: dict[str, torch.Tensor] = {}
-        self.term_names: tuple[str, ...] = ("first", "later")
         self.latest = 1.0
+        self.term_names: tuple[str, ...] = ("first", "later")
+        if config.noise_only_share < 1:
+            self.term_names += ("detail",)
         # In a tuple: no part of this module, and of no checkpoint.
         self._perceptual: tuple[LPIPS, ...] = ()
         if config.perceptual_weight:
@@ -53,9 +65,10 @@ class MovingObjective(nn.Module):
         """The batch as floats with noise and timesteps; `to_first` where the next chunk is used."""
         chunk, target = to_float(batch["chunk"]), to_float(batch["target"])
         noise = torch.randn(target.shape, generator=generator)
-        open_times = 1.5 * OPEN_TIMESTEP * torch.rand(len(target), generator=generator).pow(1.5)
-        noise_only = torch.rand(len(target), generator=generator) < self.config.noise_only_share
-        timestep = torch.where(noise_only, torch.ones(len(target)), open_times + MIN_TIMESTEP)
+        uniform = torch.rand(len(target), generator=generator)
+        timestep = MIN_TIMESTEP + (1 - MIN_TIMESTEP) * DETAIL_START * uniform
+        if float(torch.rand((), generator=generator)) < self.config.noise_only_share:
+            timestep = torch.ones(len(target))
         channels = self.model.config["latent_channels"]
         shape = (len(chunk), channels, 2, chunk.shape[-2] // PATCH, chunk.shape[-1] // PATCH)
         inputs = {
@@ -95,11 +108,10 @@ class MovingObjective(nn.Module):
         latents = latents + latent_noise[:, :, : latents.shape[2]].to(latents.dtype)
         unused = 0 * (model.image_motion_latents.sum() + model.sources.sum())
         if num_frames == 1:
-            noisy = add_noise(target, noise, timestep)
-            prediction = predict_first(model, noisy, timestep, latents[:, :, 0])
-            losses = self._losses(prediction, target, timestep)
+            draft = draft_first(model, latents[:, :, 0])
+            losses = self._losses(draft, target)
             self.terms = {"first": losses.detach().mean()}
-            losses = losses + self._perceive(prediction, target)
+            losses = losses + self._of_detail(draft, target, noise, timestep)
             # Every parameter has a part in every batch: processes that sum their gradients expect
             # the same tensors of each other.
             return losses + unused + 0 * sum(p.sum() for p in self._of_chunks())
@@ -108,37 +120,50 @@ class MovingObjective(nn.Module):
         if to_first is not None:
             contents = torch.cat([contents, model.encode_chunk(following[:, :, None])[:, :, 0]])
             firsts = torch.cat([firsts, following])
-        at_noise = torch.ones(len(contents), device=chunk.device)
-        pictures = predict_first(model, torch.zeros_like(firsts)[:, :, None], at_noise, contents)
-        first_losses = self._losses(pictures, firsts[:, :, None], at_noise)
-        pictures = pictures[:, :, 0].clamp(-1, 1)
+        draft = draft_first(model, contents)
+        first_losses = self._losses(draft, firsts[:, :, None])
+        pictures = draft.mean[:, :, 0].clamp(-1, 1)
         first, after = pictures[: len(chunk)], None
         if to_first is not None:
             after = pictures[len(chunk) :].detach()
             first_losses = first_losses.view(2, -1).mean(dim=0)
-        ratio, noisy = num_frames - 1, add_noise(target, noise, timestep)
+        ratio = num_frames - 1
         sources = move_content(model, first, after, latents, frame_times, to_first, ratio)
-        prediction = predict_later(
-            model, noisy, timestep, latents, frame_times, *sources, after is not None, ratio
-        )
-        later_losses = self._losses(prediction, target, timestep)
+        draft = draft_later(model, latents, frame_times, *sources, after is not None, ratio)
+        later_losses = self._losses(draft, target)
         self.terms = {"first": first_losses.detach().mean(), "later": later_losses.detach().mean()}
         losses = (1 - LATER_WEIGHT) * first_losses + LATER_WEIGHT * later_losses
-        return losses + self._perceive(prediction, target) + unused
+        return losses + self._of_detail(draft, target, noise, timestep) + unused
 
     def _of_chunks(self) -> list[nn.Parameter]:
         stem = self.model.encoder.conv_in_later
         return [] if stem is None else list(stem.parameters())
 
-    def _losses(
-        self, prediction: torch.Tensor, target: torch.Tensor, timestep: torch.Tensor
-    ) -> torch.Tensor:
-        errors = (prediction - target).square().mean(dim=(1, 3, 4))  # [B, F]
-        gain = posterior_gain(timestep, PRIOR_STD)
-        left_open = PRIOR_STD**2 * (1 - gain * (1 - timestep.float()))
-        scaled = errors / (left_open[:, None] + OPEN_FLOOR)
-        is_one_step = (timestep == 1)[:, None]
-        return torch.where(is_one_step, (errors + ERROR_FLOOR).log(), scaled).mean(dim=1)
+    def _losses(self, draft: Draft, target: torch.Tensor) -> torch.Tensor:
+        """Of the mean, weighted LPIPS beside it, and of the spread: `[B]`."""
+        errors = (draft.mean - target).square()
+        by_patch = F.avg_pool3d(errors.detach().mean(dim=1), (1, PATCH, PATCH))
+        surprise = 2 * draft.log_spread + (by_patch + ERROR_FLOOR) * (-2 * draft.log_spread).exp()
+        losses = (errors.mean(dim=(1, 3, 4)) + ERROR_FLOOR).log().mean(dim=1)
+        losses = losses + SPREAD_WEIGHT * surprise.mean(dim=(1, 2, 3))
+        return losses + self._perceive(draft.mean, target)
+
+    def _of_detail(
+        self, draft: Draft, target: torch.Tensor, noise: torch.Tensor, timestep: torch.Tensor
+    ) -> torch.Tensor | float:
+        """Of a step below t = 1, `[B]`; where all timesteps are 1, none."""
+        if bool((timestep == 1).all()):
+            return 0 * noise.flatten(1).sum(dim=1)
+        spread = draft.spread().detach()
+        fixed = replace(draft, mean=draft.mean.detach())
+        detail = (target - fixed.mean) / spread
+        predicted = predict_detail(self.model, fixed, add_noise(detail, noise, timestep), timestep)
+        t = timestep.float()
+        left_open = t**2 / ((1 - t) ** 2 + t**2)
+        errors = (predicted - detail).square().mean(dim=(1, 2, 3, 4)) / (left_open + OPEN_FLOOR)
+        self.terms["detail"] = errors.detach().mean()
+        picture = fixed.mean + spread * predicted
+        return DETAIL_WEIGHT * errors + self._perceive(picture, target)
 
     def _perceive(self, prediction: torch.Tensor, target: torch.Tensor) -> torch.Tensor | float:
         """Weighted LPIPS of a square of each frame: `[B]`."""

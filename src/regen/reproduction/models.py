@@ -16,10 +16,11 @@ import torch
 from regen.loading import Autoencoder, load_model
 from regen.model.presets import MAGVIT_PRESETS, PRESETS
 from regen.reproduction.config import ReproduceConfig
-from regen.training.config import RECIPES, TrainConfig, check_run_config
+from regen.training.config import TrainConfig, check_run_config
 from regen.training.distributed import make_accelerator
 from regen.training.embedder import start_run, train
 from regen.training.loop import OwnBatches, Run, train_step
+from regen.training.recipes import RECIPES
 
 PROBE_STEPS = 1000  # iterations of the run that a probe pretends to be
 PROBE_PLACES = (0.0, 0.25, 0.5, 0.75)  # of it; the adversarial losses begin at a third

@@ -258,34 +258,3 @@ def write_run_config(path: Path, config: RunConfig, num_processes: int = 1) -> N
         temporary = path.with_suffix(".tmp")
         temporary.write_text(json.dumps(run_options(config, num_processes), indent=2) + "\n")
         temporary.replace(path)
-
-
-# -- the paper's recipes ---------------------------------------------------------------------------
-
-PAPER_VIDEOS = {4: 6, 8: 4, 16: 3, 32: 1}  # of a batch, by temporal compression ratio
-
-
-def _paper(ratio: int) -> dict[str, Any]:
-    """The paper's options (B.2, B.3), for one of 32 GPUs."""
-    return {
-        "preset": f"regen_{ratio}x",
-        "steps": 100_000,
-        "image_share": 0.2,
-        "image_batch_size": 28,
-        "video_batch_size": PAPER_VIDEOS[ratio],
-        "shapes": "aspect",
-        "image_size": 256,
-        "video_size": (192, 320),
-        "num_targets": ratio + 1,
-        "detail_weighting": False,
-        # Choice: the recipes of the paper's size warm up for 1000 iterations to 1e-4, average with
-        # 0.9999, and end with half of the tasks other than reconstruction. The paper says AdamW,
-        # and that the others come more often later.
-        "learning_rate": 1e-4,
-        "warmup_steps": 1000,
-        "ema_decay": 0.9999,
-        "other_tasks": 0.5,
-    }
-
-
-RECIPES = {f"paper_{ratio}x": _paper(ratio) for ratio in PAPER_VIDEOS}

@@ -4,7 +4,8 @@ import hashlib
 import json
 import math
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import cast
@@ -31,7 +32,7 @@ from regen.model.presets import MAGVIT_PRESETS
 from regen.perceptual.lpips import LPIPS
 from regen.training.checkpoint import make_averages
 from regen.training.chunk_store import RATIO_WEIGHTS, ChunkBatches, ChunkStore
-from regen.training.config import TrainConfig
+from regen.training.config import TrainConfig, check_run_config
 from regen.training.distributed import broadcast_module, local, parallelize
 from regen.training.loop import Learner, Run, find_checkpoint, run_training
 from regen.training.monitor import Monitor
@@ -57,6 +58,37 @@ def train(config: TrainConfig) -> None:
     """
     config.check()
     run_training(config, partial(start_run, config))
+
+
+def chain(runs: Mapping[str, TrainConfig]) -> list[TrainConfig]:
+    """A run for each stage, by its name: below `output`, from the weights of the one before.
+
+    The last one's output folder is `output` itself. All share decoded clips and chunks.
+    """
+    chained: list[TrainConfig] = []
+    for index, (name, run) in enumerate(runs.items()):
+        is_last = index == len(runs) - 1
+        chained.append(
+            replace(
+                run,
+                output=run.output if is_last else run.output / name,
+                init=str(chained[-1].output / "model") if chained else run.init,
+                cache=run.cache or run.output / "cache",
+                chunk_cache=run.chunk_cache or run.output / "chunks",
+            )
+        )
+    return chained
+
+
+def train_stages(runs: Iterable[TrainConfig]) -> None:
+    """Train one after the other; what is done already stays. Raises ValueError as `train` does."""
+    runs = list(runs)
+    for run in runs:
+        run.check()
+    for run in runs:
+        check_run_config(run.output / "config.json", run)
+        if not (run.output / "model" / "config.json").exists():
+            train(run)
 
 
 def start_run(config: TrainConfig, accelerator: Accelerator) -> Run:

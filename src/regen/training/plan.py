@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from regen.model.presets import PRESETS
-from regen.training.config import RECIPES, TrainConfig
+from regen.training.config import TrainConfig
+from regen.training.recipes import RECIPES
 
 if TYPE_CHECKING:
     from regen.model.autoencoder import AutoencoderREGEN
