@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader
 
 from regen.loading import new_model
 from regen.model.autoencoder import AutoencoderREGEN
-from regen.moving_shapes.world import make_scene, render, write_world
+from regen.moving_shapes import make_scene, render, write_world
 from regen.t2v.cache import building
 from regen.t2v.cache.building import CacheOptions, build_cache, recompute_statistics
 from regen.t2v.cache.encoding import ClipOptions, encode_clip

@@ -334,7 +334,7 @@ def test_missing_model(run, place, no_loading, model):
 
 
 def test_hub_model_without_network(run, place, monkeypatch):
-    monkeypatch.setattr(loading, "_from_pretrained", unreachable)
+    monkeypatch.setattr(loading, "load_strictly", unreachable)
     words = "cannot load model owner/name: .*cannot reach"
     expect_error(run, place, "reconstruct clip.mkv old.mkv --model owner/name", words)
 

@@ -5,7 +5,10 @@
 
 import json
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.resources import files
+from logging import CRITICAL
 from pathlib import Path
 from typing import Any
 
@@ -100,21 +103,15 @@ def load_model(
     configuration.
     """
     found = find_model(model)
-    try:
-        loaded, details = _from_pretrained(found, dtype)
-    except (OSError, SafetensorError, ValueError, RuntimeError, TypeError, KeyError) as error:
-        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        raise ValueError(f"cannot load model {model}: {reason}") from None
-    for problem in ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs"):
-        if details.get(problem):
-            names = ", ".join(str(name) for name in list(details[problem])[:3])
-            raise ValueError(f"cannot load model {model}: {problem.replace('_', ' ')}: {names}")
+    with loading(f"model {model}"):
+        kind = CLASSES[AutoencoderREGEN.load_config(found)["_class_name"]]
+        loaded = load_strictly(kind, found, dtype)
     for name, tensor in loaded.state_dict().items():
         if not torch.isfinite(tensor).all():
             raise ValueError(f"cannot load model {model}: damaged, {name} holds non-finite numbers")
     ratio = _split_ratio(model)[1]
     if ratio is not None:
-        if not isinstance(loaded, AutoencoderREGEN):
+        if not loaded.supports_frame_times:
             raise ValueError(
                 f"cannot load model {model}: only AutoencoderREGEN takes another ratio"
             )
@@ -153,18 +150,32 @@ def _check_config(path: Path) -> None:
         raise ValueError(f"{path} is of a model {name}, expected {' or '.join(CLASSES)}{hint}")
 
 
-def _from_pretrained(
-    model: Path | str, dtype: torch.dtype
-) -> tuple[Autoencoder, dict[str, list[object]]]:
-    """diffusers' loading without its remarks: problems are in the second value."""
-    verbosity = diffusers_logging.get_verbosity()
-    diffusers_logging.set_verbosity_error()
+@contextmanager
+def loading(what: str) -> Iterator[None]:
+    """diffusers loads without its remarks; what it raises becomes ValueError, in one line."""
+    verbosity, bars = diffusers_logging.get_verbosity(), diffusers_logging.is_progress_bar_enabled()
+    diffusers_logging.set_verbosity(CRITICAL)
+    diffusers_logging.disable_progress_bar()
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            name = AutoencoderREGEN.load_config(model)["_class_name"]
-            return CLASSES[name].from_pretrained(
-                model, torch_dtype=dtype, use_safetensors=True, output_loading_info=True
-            )
+            yield
+    except (OSError, SafetensorError, ValueError, RuntimeError, TypeError, KeyError) as error:
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise ValueError(f"cannot load {what}: {reason}") from None
     finally:
         diffusers_logging.set_verbosity(verbosity)
+        if bars:
+            diffusers_logging.enable_progress_bar()
+
+
+def load_strictly(kind: Any, folder: Path | str, dtype: torch.dtype) -> Any:
+    """A model of the class `kind`; ValueError where its weights are not those of its config."""
+    model, details = kind.from_pretrained(
+        folder, torch_dtype=dtype, use_safetensors=True, output_loading_info=True
+    )
+    for problem in ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs"):
+        if details.get(problem):
+            names = ", ".join(str(name) for name in list(details[problem])[:3])
+            raise ValueError(f"{problem.replace('_', ' ')}: {names}")
+    return model

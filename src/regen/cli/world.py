@@ -37,7 +37,7 @@ class World:
 
     def run(self) -> None:
         check_numbers(seed=self.seed, clips=self.clips, frames=self.frames, fps=self.fps)
-        from regen.moving_shapes.world import write_world
+        from regen.moving_shapes import write_world
 
         height, width = self.size
         num_kept = write_world(

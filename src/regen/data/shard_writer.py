@@ -17,6 +17,7 @@ from typing import Any, cast
 from tqdm import tqdm
 
 from regen.data import places
+from regen.data.bad_clips import BadClips
 from regen.data.finding import find_items
 from regen.data.items import Item, line_about
 from regen.data.processes import map_in_order, process_pool
@@ -77,6 +78,8 @@ def _write_shards(
     groups = list(_groups(items, max_shard_bytes))
     _check_output(output, len(groups))
     indexes = [_finished(output, number, group) for number, group in enumerate(groups)]
+    bad_clips = BadClips(output / BAD_LIST, len(items), max_bad_share)
+    bad_clips.start([line for index in indexes if index is not None for line in index["bad"]])
     num_kept = len(groups) - indexes.count(None)
     num_done = sum(len(g) for g, one in zip(groups, indexes, strict=True) if one is not None)
     with (
@@ -91,9 +94,8 @@ def _write_shards(
                     found.append(one)
                     bar.update()
                 indexes[number] = _write_shard(output, number, first_key, group, found)
-                _check_bad(output, indexes, len(items), max_bad_share)
+                bad_clips.add([one for one in found if isinstance(one, str)])
             first_key += len(group)
-    bad = _check_bad(output, indexes, len(items), max_bad_share)
     whole = [index for index in indexes if index is not None]
     names = [PurePosixPath(row["name"]) for index in whole for row in index["members"]]
     num_photos = sum(Item("", str(n), "", "", 0).is_photo for n in names)
@@ -103,7 +105,7 @@ def _write_shards(
         num_videos=len(names) - num_photos,
         num_photos=num_photos,
         num_bytes=sum(index["tar_bytes"] for index in whole),
-        bad=bad,
+        bad=[line for index in whole for line in index["bad"]],
     )
 
 
@@ -167,23 +169,6 @@ def _inspect(item: Item) -> tuple[int, int, int] | str:
                 return line_about(item, error, path)
     except OSError as error:
         return f"{item}: cannot be read ({error})"
-
-
-def _check_bad(
-    output: Path, indexes: list[dict[str, Any] | None], num_items: int, max_bad_share: float
-) -> list[str]:
-    """List the bad files of the shards done so far; ValueError where they are too many."""
-    bad = [line for index in indexes if index is not None for line in index["bad"]]
-    path = output / BAD_LIST
-    path.unlink(missing_ok=True)
-    if bad:
-        path.write_text("\n".join(bad) + "\n")
-    if len(bad) > max_bad_share * num_items:
-        raise ValueError(
-            f"{len(bad)} of {num_items} files cannot be read, above --max-bad-share "
-            f"{max_bad_share:g}; listed in {path}, the first: {bad[0]}"
-        )
-    return bad
 
 
 def _write_shard(

@@ -9,7 +9,6 @@ Latents go from encode to decode as they are: scaling factors, latents_mean and 
 diffusion models between the two, and would cancel. Latents are the mode of the posterior.
 """
 
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,11 +16,10 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from diffusers.utils import logging as diffusers_logging
 from einops import rearrange
-from safetensors import SafetensorError
 
 from regen.evaluation.systems import NeuralSystem, Size, weights_hash
+from regen.loading import load_strictly, loading
 
 DIFFUSION_DECODER = "LTX2VideoDiffusionDecoderModel"  # CLASS:FOLDER:FOLDER of the autoencoder
 
@@ -49,16 +47,23 @@ def _up(number: int, step: int, first: int = 0) -> int:
 
 
 def _rule(
-    time: Callable[[Any], int], space: Callable[[Any], int], has_first_frame: bool = True
+    time: Callable[[Any], int],
+    space: Callable[[Any], int],
+    has_first_frame: bool = True,
+    frames: Callable[[Any, int], int] | None = None,
+    height: Callable[[Any, int], int] | None = None,
+    width: Callable[[Any, int], int] | None = None,
+    needs_tiling: bool = False,
 ) -> Rule:
-    """r n + 1 frames (or r n), and multiples of the spatial ratio."""
-    return Rule(
-        time,
-        space,
-        lambda model, number: _up(number, time(model), int(has_first_frame)),
-        lambda model, number: _up(number, space(model)),
-        lambda model, number: _up(number, space(model)),
-    )
+    """r n + 1 frames (or r n), and multiples of the spatial ratio, but for what is given."""
+
+    def default_frames(model: Any, number: int) -> int:
+        return _up(number, time(model), int(has_first_frame))
+
+    def side(model: Any, number: int) -> int:
+        return _up(number, space(model))
+
+    return Rule(time, space, frames or default_frames, height or side, width or side, needs_tiling)
 
 
 def _levels(model: Any) -> int:
@@ -123,54 +128,29 @@ def _neighbourhood(axis: int) -> Callable[[Any, int], int]:
 
 
 _PER_RATIO = _rule(_time, _space)
-_ALLEGRO = Rule(
-    _config("temporal_compression_ratio"), _space, _tiles(0), _tiles(1), _tiles(2), True
-)
-_VIDTOK_SPACE = lambda model: int(2 ** len(model.encoder.spatial_ds))  # noqa: E731
+_TIME = _config("temporal_compression_ratio")
 VIDEO_AUTOENCODERS: dict[str, Rule] = {
-    "AutoencoderKLAllegro": _ALLEGRO,
-    "AutoencoderKLCogVideoX": _rule(_config("temporal_compression_ratio"), _levels),
-    "AutoencoderKLCosmos": _rule(
-        _config("temporal_compression_ratio"), _config("spatial_compression_ratio")
+    "AutoencoderKLAllegro": _rule(
+        _TIME, _space, True, _tiles(0), _tiles(1), _tiles(2), needs_tiling=True
     ),
+    "AutoencoderKLCogVideoX": _rule(_TIME, _levels),
+    "AutoencoderKLCosmos": _rule(_TIME, _config("spatial_compression_ratio")),
     "AutoencoderKLHunyuanVideo": _PER_RATIO,
     "AutoencoderKLHunyuanVideo15": _PER_RATIO,
     "AutoencoderKLKVAEVideo": _rule(
         _config("temporal_compress_times"), lambda model: 2 ** (len(model.config.ch_mult) - 1)
     ),
     "AutoencoderKLLTXVideo": _PER_RATIO,
-    "AutoencoderKLLTX2Video": Rule(
-        _time,
-        _space,
-        lambda model, number: _up(number, _time(model), 1),
-        _two_or_more,
-        _two_or_more,
-    ),
+    "AutoencoderKLLTX2Video": _rule(_time, _space, height=_two_or_more, width=_two_or_more),
     "AutoencoderKLMagvit": _PER_RATIO,
-    "AutoencoderKLMiniMaxH3": Rule(
-        _time,
-        _space,
-        _minimax_frames,
-        lambda model, number: _up(number, _space(model)),
-        lambda model, number: _up(number, _space(model)),
-    ),
+    "AutoencoderKLMiniMaxH3": _rule(_time, _space, frames=_minimax_frames),
     "AutoencoderKLMochi": _PER_RATIO,
     "AutoencoderKLQwenImage": _rule(lambda model: 4, _space),
     "AutoencoderKLTemporalDecoder": _rule(lambda model: 1, _levels, has_first_frame=False),
     "AutoencoderKLWan": _rule(_config("scale_factor_temporal"), _config("scale_factor_spatial")),
-    DIFFUSION_DECODER: Rule(
-        _time,
-        _space,
-        lambda model, number: _up(number, _time(model), 1),
-        _neighbourhood(1),
-        _neighbourhood(2),
-    ),
-    "AutoencoderVidTok": Rule(
-        _time,
-        _VIDTOK_SPACE,
-        _vidtok_frames,
-        lambda model, number: _up(number, _VIDTOK_SPACE(model)),
-        lambda model, number: _up(number, _VIDTOK_SPACE(model)),
+    DIFFUSION_DECODER: _rule(_time, _space, height=_neighbourhood(1), width=_neighbourhood(2)),
+    "AutoencoderVidTok": _rule(
+        _time, lambda model: int(2 ** len(model.encoder.spatial_ds)), frames=_vidtok_frames
     ),
 }
 
@@ -287,21 +267,5 @@ def _load(class_name: str, folder: Path, dtype: torch.dtype) -> Any:
         ) from None
     if not (folder / "config.json").is_file():
         raise ValueError(f"{folder} holds no config.json: give the folder of the autoencoder")
-    verbosity = diffusers_logging.get_verbosity()
-    diffusers_logging.set_verbosity_error()
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            model, details = kind.from_pretrained(
-                folder, torch_dtype=dtype, use_safetensors=True, output_loading_info=True
-            )
-    except (OSError, SafetensorError, ValueError, RuntimeError, TypeError, KeyError) as error:
-        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        raise ValueError(f"cannot load {class_name} of {folder}: {reason}") from None
-    finally:
-        diffusers_logging.set_verbosity(verbosity)
-    for problem in ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs"):
-        if details.get(problem):
-            names = ", ".join(str(name) for name in list(details[problem])[:3])
-            raise ValueError(f"cannot load {folder}: {problem.replace('_', ' ')}: {names}")
-    return model.eval()
+    with loading(f"{class_name} of {folder}"):
+        return load_strictly(kind, folder, dtype).eval()

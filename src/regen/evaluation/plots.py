@@ -19,69 +19,50 @@ class Series:
     y: Sequence[float]
 
 
-class _Axes:
-    """Data to pixels, with ticks at round numbers."""
-
-    def __init__(self, title: str, x_label: str, y_label: str, xs: list[float], ys: list[float]):
-        self.x_ticks, self.y_ticks = ticks(min(xs), max(xs)), ticks(min(ys), max(ys))
-        self.title, self.x_label, self.y_label = title, x_label, y_label
-
-    def x(self, value: float) -> float:
-        low, high = self.x_ticks[0], self.x_ticks[-1]
-        return LEFT + (value - low) / (high - low) * (WIDTH - LEFT - RIGHT)
-
-    def y(self, value: float) -> float:
-        low, high = self.y_ticks[0], self.y_ticks[-1]
-        return HEIGHT - BOTTOM - (value - low) / (high - low) * (HEIGHT - TOP - BOTTOM)
-
-    def frame(self) -> list[str]:
-        parts = [_text(WIDTH / 2, 16, self.title, weight="bold")]
-        for tick in self.y_ticks:
-            y = self.y(tick)
-            parts.append(f"<path d='M{LEFT} {y:.1f}H{WIDTH - RIGHT}' stroke='#e2e2e2'/>")
-            parts.append(_text(LEFT - 6, y + 4, f"{tick:g}", anchor="end"))
-        for tick in self.x_ticks:
-            x = self.x(tick)
-            parts.append(f"<path d='M{x:.1f} {HEIGHT - BOTTOM}v4' stroke='#888'/>")
-            parts.append(_text(x, HEIGHT - BOTTOM + 17, f"{tick:g}"))
-        parts.append(f"<path d='M{LEFT} {HEIGHT - BOTTOM}H{WIDTH - RIGHT}' stroke='#888'/>")
-        parts.append(_text((WIDTH + LEFT) / 2, HEIGHT - 10, self.x_label))
-        turned = f"transform='rotate(-90 14 {HEIGHT / 2})'"
-        parts.append(_text(14, HEIGHT / 2, self.y_label, extra=turned))
-        return parts
-
-
-def line_plot(
-    title: str, x_label: str, y_label: str, series: list[Series], with_dots: bool = False
+def plot(
+    title: str, x_label: str, y_label: str, series: list[Series], with_dots: bool = True
 ) -> str:
-    """An SVG element; the names stand below the plot, in the lines' colours."""
-    xs, ys = ([float(v) for one in series for v in getattr(one, axis)] for axis in ("x", "y"))
-    axes = _Axes(title, x_label, y_label, xs, ys)
-    parts = axes.frame()
+    """An SVG element: a line and dots for each; their names below, in their colours."""
+    x_ticks, y_ticks = (
+        ticks(min(values), max(values))
+        for values in (
+            [float(value) for one in series for value in getattr(one, axis)] for axis in ("x", "y")
+        )
+    )
+
+    def x_at(value: float) -> float:
+        part = (value - x_ticks[0]) / (x_ticks[-1] - x_ticks[0])
+        return LEFT + part * (WIDTH - LEFT - RIGHT)
+
+    def y_at(value: float) -> float:
+        part = (value - y_ticks[0]) / (y_ticks[-1] - y_ticks[0])
+        return HEIGHT - BOTTOM - part * (HEIGHT - TOP - BOTTOM)
+
+    parts = [_text(WIDTH / 2, 16, title, weight="bold")]
+    for tick in y_ticks:
+        y = y_at(tick)
+        parts.append(f"<path d='M{LEFT} {y:.1f}H{WIDTH - RIGHT}' stroke='#e2e2e2'/>")
+        parts.append(_text(LEFT - 6, y + 4, f"{tick:g}", anchor="end"))
+    for tick in x_ticks:
+        parts.append(f"<path d='M{x_at(tick):.1f} {HEIGHT - BOTTOM}v4' stroke='#888'/>")
+        parts.append(_text(x_at(tick), HEIGHT - BOTTOM + 17, f"{tick:g}"))
+    parts.append(f"<path d='M{LEFT} {HEIGHT - BOTTOM}H{WIDTH - RIGHT}' stroke='#888'/>")
+    parts.append(_text((WIDTH + LEFT) / 2, HEIGHT - 10, x_label))
+    turned = f"transform='rotate(-90 14 {HEIGHT / 2})'"
+    parts.append(_text(14, HEIGHT / 2, y_label, extra=turned))
     for index, one in enumerate(series):
-        colour = COLOURS[index % len(COLOURS)]
-        points = [(axes.x(x), axes.y(y)) for x, y in zip(one.x, one.y, strict=True)]
+        colour, top = COLOURS[index % len(COLOURS)], HEIGHT + 4 + 18 * index
+        points = [(x_at(x), y_at(y)) for x, y in zip(one.x, one.y, strict=True)]
         path = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
         parts.append(f"<polyline points='{path}' fill='none' stroke='{colour}' stroke-width='2'/>")
-        if with_dots:
-            parts += [
-                f"<circle cx='{x:.1f}' cy='{y:.1f}' r='3' fill='{colour}'/>" for x, y in points
-            ]
-        parts.append(_name(index, colour, one.name))
-    return _svg(parts, HEIGHT + 18 * len(series))
-
-
-def scatter_plot(
-    title: str, x_label: str, y_label: str, points: list[tuple[str, float, float]]
-) -> str:
-    """An SVG element with a dot for each (name, x, y)."""
-    axes = _Axes(title, x_label, y_label, [p[1] for p in points], [p[2] for p in points])
-    parts = axes.frame()
-    for index, (name, x, y) in enumerate(points):
-        colour = COLOURS[index % len(COLOURS)]
-        parts.append(f"<circle cx='{axes.x(x):.1f}' cy='{axes.y(y):.1f}' r='5' fill='{colour}'/>")
-        parts.append(_name(index, colour, name))
-    return _svg(parts, HEIGHT + 18 * len(points))
+        for x, y in points if with_dots else []:
+            parts.append(f"<circle cx='{x:.1f}' cy='{y:.1f}' r='4' fill='{colour}'/>")
+        parts.append(f"<rect x='{LEFT}' y='{top}' width='10' height='10' fill='{colour}'/>")
+        parts.append(_text(LEFT + 16, top + 10, one.name, anchor="start"))
+    height = HEIGHT + 18 * len(series)
+    style = "font-family='system-ui, sans-serif' font-size='12' fill='#333'"
+    size = f"viewBox='0 0 {WIDTH} {height}' width='{WIDTH}' height='{height}'"
+    return f"<svg xmlns='http://www.w3.org/2000/svg' {size} {style}>{''.join(parts)}</svg>"
 
 
 def ticks(low: float, high: float) -> list[float]:
@@ -94,12 +75,6 @@ def ticks(low: float, high: float) -> list[float]:
     return [round(number * step, 12) for number in range(first, last + 1)]
 
 
-def _name(index: int, colour: str, name: str) -> str:
-    y = HEIGHT + 4 + 18 * index
-    dot = f"<rect x='{LEFT}' y='{y}' width='10' height='10' fill='{colour}'/>"
-    return dot + _text(LEFT + 16, y + 10, name, anchor="start")
-
-
 def _text(
     x: float, y: float, text: str, anchor: str = "middle", weight: str = "normal", extra: str = ""
 ) -> str:
@@ -107,9 +82,3 @@ def _text(
         f"<text x='{x:.1f}' y='{y:.1f}' text-anchor='{anchor}' font-weight='{weight}' {extra}>"
         f"{escape(text)}</text>"
     )
-
-
-def _svg(parts: list[str], height: int) -> str:
-    style = "font-family='system-ui, sans-serif' font-size='12' fill='#333'"
-    size = f"viewBox='0 0 {WIDTH} {height}' width='{WIDTH}' height='{height}'"
-    return f"<svg xmlns='http://www.w3.org/2000/svg' {size} {style}>{''.join(parts)}</svg>"

@@ -12,7 +12,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from regen.evaluation.plots import Series, line_plot, scatter_plot
+from regen.evaluation.plots import Series, plot
 from regen.evaluation.protocols import METRICS, NETWORK_METRICS, absent_line
 
 NUM_WORST = 3
@@ -226,13 +226,13 @@ def _plots(rows: list[dict[str, Any]]) -> str:
 
 def _compression_plot(rows: list[dict[str, Any]], name: str, measure: str, label: str) -> str:
     points = [
-        (row["name"], row["compression"][measure], row["sets"][name]["mean"]["psnr"])
+        Series(row["name"], [row["compression"][measure]], [row["sets"][name]["mean"]["psnr"]])
         for row in rows
         if measure in row["compression"]
     ]
-    if len({x for _, x, _ in points}) < 2:
+    if len({one.x[0] for one in points}) < 2:
         return ""
-    return scatter_plot(f"PSNR by {label}", label, "PSNR, dB", points)
+    return plot(f"PSNR by {label}", label, "PSNR, dB", points)
 
 
 def _step_plots(rows: list[dict[str, Any]], name: str) -> list[str]:
@@ -256,7 +256,7 @@ def _step_plots(rows: list[dict[str, Any]], name: str) -> list[str]:
                 series.append(Series(system, [p[0] for p in points], [p[1] for p in points]))
         if series:
             title = METRICS[metric][0]
-            plots.append(line_plot(f"{title} by steps", "steps", title, series, with_dots=True))
+            plots.append(plot(f"{title} by steps", "steps", title, series))
     return plots
 
 
@@ -268,7 +268,8 @@ def _position_plot(rows: list[dict[str, Any]], name: str) -> str:
     ]
     if not series:
         return ""
-    return line_plot("PSNR by place in the chunk, or the clip", "frame", "PSNR, dB", series)
+    title = "PSNR by position in the chunk, or the clip"
+    return plot(title, "frame", "PSNR, dB", series, with_dots=False)
 
 
 # -- pictures -------------------------------------------------------------------------------------

@@ -6,10 +6,8 @@ given: the content of an image, or a video's last chunk, from which the generate
 
 import inspect
 import json
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from logging import CRITICAL
 from numbers import Real
 from pathlib import Path
 from typing import Any
@@ -20,12 +18,11 @@ from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from diffusers.schedulers import FlowMatchEulerDiscreteScheduler
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from diffusers.utils import BaseOutput
-from diffusers.utils import logging as diffusers_logging
 from diffusers.utils.torch_utils import randn_tensor
 from diffusers.video_processor import VideoProcessor
 from PIL import Image
-from safetensors import SafetensorError
 
+from regen.loading import loading
 from regen.model.autoencoder import AutoencoderREGEN
 from regen.t2v.text_encoder import TextEncoder, quiet_transformers
 from regen.t2v.transformer import RegenTransformer3DModel
@@ -416,22 +413,10 @@ def load_pipeline(
             f"no text-to-video model {model}: give the folder OUTPUT/model of "
             "regen train-generator, or a hub id (owner/name)"
         )
-    verbosity, bars = diffusers_logging.get_verbosity(), diffusers_logging.is_progress_bar_enabled()
-    diffusers_logging.set_verbosity(CRITICAL)  # what it says of an error is in the one raised
-    diffusers_logging.disable_progress_bar()
-    try:
-        with warnings.catch_warnings(), quiet_transformers():
-            warnings.simplefilter("ignore")
-            pipeline = RegenTextToVideoPipeline.from_pretrained(
-                folder if folder.is_dir() else model, torch_dtype=dtype, use_safetensors=True
-            )
-    except (OSError, SafetensorError, ValueError, RuntimeError, TypeError, KeyError) as error:
-        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        raise ValueError(f"cannot load text-to-video model {model}: {reason}") from None
-    finally:
-        diffusers_logging.set_verbosity(verbosity)
-        if bars:
-            diffusers_logging.enable_progress_bar()
+    with loading(f"text-to-video model {model}"), quiet_transformers():
+        pipeline = RegenTextToVideoPipeline.from_pretrained(
+            folder if folder.is_dir() else model, torch_dtype=dtype, use_safetensors=True
+        )
     return pipeline.to(device)
 
 

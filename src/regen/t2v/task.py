@@ -33,6 +33,7 @@ from regen.t2v.presets import GENERATOR_PRESETS
 from regen.t2v.text_encoder import DEFAULT_NAME, TextEncoder
 from regen.t2v.transformer import RegenTransformer3DModel
 from regen.training.checkpoint import make_averages
+from regen.training.config import shared_options
 from regen.training.distributed import parallelize
 from regen.training.embedder import copy_fitting
 from regen.training.loop import Learner, Run, find_checkpoint, run_training
@@ -311,16 +312,7 @@ def start_generator(config: GeneratorConfig, accelerator: Accelerator) -> Run:
     vae, encoder, text_encoder = load_models(config, clips.info)
     training, held_out = clips.hold_out(config.validation_sources, config.seed)
     null_embeds = encoder.encode([""])[0][0]
-    batch_config = LatentBatchConfig(
-        config.seed,
-        config.image_steps,
-        config.image_share,
-        config.image_batch_size,
-        config.video_batch_size,
-        config.num_chunks,
-        config.caption_dropout,
-        config.given_share,
-    )
+    batch_config = LatentBatchConfig(**shared_options(LatentBatchConfig, config))
     batches = LatentBatches(clips, training, null_embeds, batch_config)
     accelerator.print(f"{len(training)} clips to train on, {len(held_out)} to validate on")
     num_videos = sum(clips.shapes[index][0] > 1 for index in training)

@@ -212,6 +212,12 @@ class TrainConfig(RunConfig):
             raise ValueError(f"--perceptual-weights {self.perceptual_weights}: no such file")
 
 
+def shared_options(kind: Any, config: RunConfig) -> dict[str, Any]:
+    """The options of `config` that the dataclass `kind` has under the same name."""
+    names = {field.name for field in fields(kind)}
+    return {name: value for name, value in vars(config).items() if name in names}
+
+
 def run_options(config: RunConfig, num_processes: int = 1) -> dict[str, Any]:
     """As config.json holds them, with the number of batches per iteration over all processes."""
     options: dict[str, Any] = json.loads(json.dumps(asdict(config), default=str))

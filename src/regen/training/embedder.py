@@ -32,7 +32,7 @@ from regen.model.presets import MAGVIT_PRESETS
 from regen.perceptual.lpips import LPIPS
 from regen.training.checkpoint import make_averages
 from regen.training.chunk_store import RATIO_WEIGHTS, ChunkBatches, ChunkStore
-from regen.training.config import TrainConfig, check_run_config
+from regen.training.config import TrainConfig, check_run_config, shared_options
 from regen.training.distributed import broadcast_module, local, parallelize
 from regen.training.loop import Learner, Run, find_checkpoint, run_training
 from regen.training.monitor import Monitor
@@ -183,21 +183,11 @@ def build_batches(
     config: TrainConfig, model: Autoencoder, clips: list[Clip], accelerator: Accelerator
 ) -> TrainingBatches | ChunkBatches:
     """The batches of rank 0; of a model with moving content, from a store of chunks."""
-    batch_config = BatchConfig(
-        seed=config.seed,
-        num_steps=config.steps,
-        chunk_length=model.geometry.chunk_length,
-        shapes=config.shapes,
-        crop=config.crop,
-        image_size=config.image_size,
-        video_size=config.video_size,
-        image_share=config.image_share,
-        video_batch_size=config.video_batch_size,
-        image_batch_size=config.image_batch_size,
-        num_targets=config.num_targets,
-        other_tasks=config.other_tasks if model.supports_frame_times else 0.0,
-        color_augmentation=config.color_augmentation,
-    )
+    options = shared_options(BatchConfig, config)
+    if not model.supports_frame_times:
+        options["other_tasks"] = 0.0
+    length = model.geometry.chunk_length
+    batch_config = BatchConfig(num_steps=config.steps, chunk_length=length, **options)
     batches = TrainingBatches(clips, batch_config)
     if not model.config.get("moving_content"):
         return batches
@@ -315,12 +305,7 @@ def build_objectives(
     """What `model` learns from, and who learns beside it."""
     if isinstance(model, AutoencoderMAGVITv2):
         return _baseline_objectives(config, model, accelerator)
-    settings = ObjectiveConfig(
-        config.noise_only_share,
-        config.detail_weighting,
-        config.latent_noise,
-        config.perceptual_weight,
-    )
+    settings = ObjectiveConfig(**shared_options(ObjectiveConfig, config))
     kind = REGENObjective if model.linear is None else MovingObjective
     return kind(model, settings), None
 

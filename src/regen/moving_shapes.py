@@ -2,8 +2,8 @@
 
 For text-to-video on a small machine: any number of clips at any size, made on demand, the same for
 the same (seed, index), and with combinations of colour, shape and direction that never train, so
-that one can ask for what the model has not seen. `regen.moving_shapes.scoring` says without learned
-weights whether a video shows what its caption asks for.
+that one can ask for what the model has not seen. examples/moving_shapes/scoring.py says without
+learned weights whether a video shows what its caption asks for.
 """
 
 import csv

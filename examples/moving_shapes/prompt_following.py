@@ -3,7 +3,7 @@
     regen world world --clips 20000 --frames 33 --size 96 96
     regen cache world latents --model shapes_32x
     regen train-generator --data latents --output runs/t2v
-    python benchmarks/prompt_following.py runs/t2v/model --output following
+    python examples/moving_shapes/prompt_following.py runs/t2v/model --output following
 
 Prompts are captions of the split held_out: no combination of colour, shape and direction in them
 has trained. For each attribute the share that is right stands between chance (another prompt's
@@ -20,11 +20,11 @@ from typing import Annotated
 import numpy as np
 import torch
 import tyro
+from scoring import ATTRIBUTES, chance, score
 from tqdm import tqdm
 
 from regen.evaluation.sheets import write_samples
-from regen.moving_shapes.scoring import ATTRIBUTES, chance, score
-from regen.moving_shapes.world import make_scene, render
+from regen.moving_shapes import make_scene, render
 from regen.t2v.pipeline import load_pipeline
 
 

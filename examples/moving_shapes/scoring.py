@@ -12,7 +12,7 @@ from itertools import permutations
 
 import numpy as np
 
-from regen.moving_shapes.world import COLORS, SHAPES, Scene, coverage
+from regen.moving_shapes import COLORS, SHAPES, Scene, coverage
 
 ATTRIBUTES = ("color", "shape", "direction", "count")
 MAX_SAMPLES = 9  # frames that are looked at
