@@ -70,7 +70,7 @@ def main() -> None:
             if name == "ours":
                 results[name] = clip.read(indices)
             else:
-                results[name] = plain_read(Path(clip.item.place), indices)
+                results[name] = plain_read(Path(clip.item.location), indices)
             seconds[name].append(time.process_time() - started)
         if len(results) == 2 and len(results["plain"]) == len(indices):
             num_compared += 1
@@ -81,7 +81,7 @@ def main() -> None:
             rate, middle = len(values) / sum(values), 1000 * statistics.median(values)
             print(f"{name:<6} {rate:7.1f} clips/s a core, {middle:.1f} ms in the middle")
     print(f"{num_equal} of {num_compared} draws compared are equal")
-    batches = TrainingBatches(clips, BatchConfig(0, 10**6, options.chunk, image_share=0.0))
+    batches = TrainingBatches(clips, BatchConfig(0, 10**6, options.chunk, image_fraction=0.0))
     num_batches = max(1, options.draws // 20)
     started = time.process_time()
     for step in range(num_batches):

@@ -208,18 +208,18 @@ def test_bad_clips_are_named_and_too_many_stop(options: CacheOptions, tmp_path: 
     write_world(clips, 3, 11, 48, 64)
     (clips / "broken.mp4").write_bytes(b"no video")
     output = tmp_path / "latents"
-    with pytest.raises(ValueError, match="1 of 4 files cannot be read, above --max-bad-share"):
+    with pytest.raises(ValueError, match="1 of 4 files cannot be read, above --max-bad-fraction"):
         build_cache([str(clips)], output, options)
-    report = build_cache([str(clips)], output, replace(options, max_bad_share=0.5))
+    report = build_cache([str(clips)], output, replace(options, max_bad_fraction=0.5))
     assert report.num_clips == len(LatentDataset(output)) == 3
     assert "broken.mp4" in (output / "bad_clips.txt").read_text() and len(report.bad) == 1
     longer = replace(options, clips=ClipOptions(num_frames=12))
-    with pytest.raises(ValueError, match="above --max-bad-share"):
+    with pytest.raises(ValueError, match="above --max-bad-fraction"):
         build_cache([str(clips)], tmp_path / "longer", longer)
     lines = (tmp_path / "longer" / "bad_clips.txt").read_text()
     assert "broken.mp4: not a video" in lines
     with pytest.raises(ValueError, match="no clip could be cached"):
-        build_cache([str(clips)], tmp_path / "longer", replace(longer, max_bad_share=1))
+        build_cache([str(clips)], tmp_path / "longer", replace(longer, max_bad_fraction=1))
     lines = (tmp_path / "longer" / "bad_clips.txt").read_text()
     assert lines.count("11 frames, fewer than --num-frames 12") == 3
 

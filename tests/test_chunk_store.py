@@ -165,7 +165,7 @@ def batch_of(store: ChunkStore, is_image: bool = False) -> dict[str, torch.Tenso
 def test_the_loss_of_one_batch_falls(store: ChunkStore, is_image: bool, share: float) -> None:
     """And every parameter has a part in it, as processes that sum their gradients expect."""
     model = make_small_model().train()
-    objective = MovingObjective(model, ObjectiveConfig(noise_only_share=share))
+    objective = MovingObjective(model, ObjectiveConfig(noise_only_fraction=share))
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
     losses = []
     for _ in range(12):
@@ -226,7 +226,7 @@ def test_the_spread_learns_how_wrong_one_step_is(store: ChunkStore) -> None:
 
 def test_draws_of_the_objective(store: ChunkStore) -> None:
     """One step only as often as asked; the next frame at times unknown."""
-    objective = MovingObjective(make_small_model(), ObjectiveConfig(noise_only_share=0.4))
+    objective = MovingObjective(make_small_model(), ObjectiveConfig(noise_only_fraction=0.4))
     batch, times, without = batch_of(store), [], 0
     for seed in range(300):
         inputs = objective.prepare(batch, torch.Generator().manual_seed(seed))

@@ -515,7 +515,9 @@ def test_info_of_latents(run, place, small_model):
     assert table["latents"] == "8 channels x 4 x 2 x 3"
     assert table["nominal compression"] == "8 x 8 x 8"
     assert table["encoder id"] == small_model.encoder_id()
-    assert len(table["mean, content"].split()) == len(table["deviation, motion"].split()) == 8
+    assert (
+        len(table["mean, content"].split()) == len(table["standard deviation, motion"].split()) == 8
+    )
 
 
 def test_info_of_models(run, small_model, small_model_folder, monkeypatch):

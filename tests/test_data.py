@@ -23,10 +23,10 @@ from regen.data import clips as clips_module
 from regen.data.bad_clips import BadClips
 from regen.data.batches import BatchConfig, TrainingBatches
 from regen.data.buckets import image_shapes, nearest_shape, video_shapes
-from regen.data.clips import Clip, exclude_sources, fair_shares, hold_out, prepare_clips
+from regen.data.clips import Clip, exclude_sources, fair_probabilities, hold_out, prepare_clips
 from regen.data.finding import find_items
 from regen.data.items import Item
-from regen.data.places import check_outside, only_writer
+from regen.data.locations import check_outside, only_writer
 from regen.data.processes import forking
 from regen.video import VIDEO_SUFFIXES, VideoWriter
 
@@ -139,7 +139,7 @@ def video_of(batches: TrainingBatches, seed: int, task: str) -> tuple:
 
 def videos_of(clip: Clip, task: str, num_samples: int, **options) -> list[tuple]:
     """(values of the chunk's frames, of the targets, frame_times) of `num_samples` samples."""
-    batches = TrainingBatches([clip], batch_config(photo_share=0.0, **options))
+    batches = TrainingBatches([clip], batch_config(photo_fraction=0.0, **options))
     samples = []
     for seed in range(num_samples):
         chunk, target, times = video_of(batches, seed, task)
@@ -191,7 +191,7 @@ def test_pixels_are_the_frames_at_their_times(tmp_path: Path) -> None:
 
 def test_extrapolation_goes_both_ways_up_to_half_a_chunk(tmp_path: Path) -> None:
     clip = clip_of(tmp_path, "a", grey_frames(100))
-    samples = videos_of(clip, "extrapolation", 200, short_share=0.0)
+    samples = videos_of(clip, "extrapolation", 200, short_fraction=0.0)
     times = np.concatenate([times for _, _, times in samples])
     outside = times[(times < 0) | (times > RATIO)]
     assert outside.min() == -4 and outside.max() == RATIO + 4
@@ -200,13 +200,13 @@ def test_extrapolation_goes_both_ways_up_to_half_a_chunk(tmp_path: Path) -> None
 
 def test_interpolation_times_are_never_on_the_chunk(tmp_path: Path) -> None:
     clip = clip_of(tmp_path, "a", grey_frames(100))
-    for _, _, times in videos_of(clip, "interpolation", 100, short_share=0.0):
+    for _, _, times in videos_of(clip, "interpolation", 100, short_fraction=0.0):
         assert (times != np.round(times)).all() and (times > 0).all() and (times < RATIO).all()
 
 
 def test_other_tasks_grow_from_none(tmp_path: Path) -> None:
     clip = clip_of(tmp_path, "a", grey_frames(40))
-    options = {"num_steps": 1000, "video_batch_size": 1, "image_share": 0.0, "other_tasks": 0.6}
+    options = {"num_steps": 1000, "video_batch_size": 1, "image_fraction": 0.0, "other_tasks": 0.6}
     early = TrainingBatches([clip], batch_config(**options))
     assert all(early[0]["task"] == "reconstruction" for _ in range(3))
     seeds = [TrainingBatches([clip], batch_config(**options | {"seed": s})) for s in range(300)]
@@ -243,7 +243,7 @@ def test_photos_alone_and_videos_alone(tmp_path: Path) -> None:
 
 
 def test_images_come_from_photos_and_clips(mixed: list[Clip]) -> None:
-    options = {"image_share": 1.0, "image_batch_size": 200}
+    options = {"image_fraction": 1.0, "image_batch_size": 200}
     pictures = TrainingBatches(mixed, batch_config(**options))[0]["chunk"]
     from_photo = (pictures[:, 0].flatten(1).float().std(1) > 0).float().mean().item()
     # 60 % photos of 200: deviation 3.5 %; four deviations.
@@ -252,7 +252,7 @@ def test_images_come_from_photos_and_clips(mixed: list[Clip]) -> None:
 
 def test_a_photo_under_a_moving_crop_moves(tmp_path: Path) -> None:
     photo = clip_of(tmp_path, "p", ramp_photo(), photo=True)
-    batches = TrainingBatches([photo], batch_config(short_share=0.0))
+    batches = TrainingBatches([photo], batch_config(short_fraction=0.0))
     moved = 0
     for seed in range(50):
         chunk, target, times = video_of(batches, seed, "reconstruction")
@@ -272,7 +272,7 @@ def test_a_photo_under_a_moving_crop_moves(tmp_path: Path) -> None:
 
 def test_crops_stay_inside_and_scale_down(tmp_path: Path) -> None:
     photo = clip_of(tmp_path, "p", ramp_photo(), photo=True)
-    batches = TrainingBatches([photo], batch_config(image_share=1.0, image_batch_size=300))
+    batches = TrainingBatches([photo], batch_config(image_fraction=1.0, image_batch_size=300))
     pictures = batches[0]["chunk"][:, :, 0].int()
     widths = (pictures[:, 0, 0, -1] - pictures[:, 0, 0, 0]).abs() + 1
     assert widths.min() == CROP and widths.max() > 3 * CROP  # of 4, in the photo's pixels
@@ -308,7 +308,7 @@ def test_a_batch_of_aspect_has_one_shape_and_one_length(tmp_path: Path) -> None:
         clip_of(tmp_path, "photo", ramp_photo(128, 128), photo=True),
     ]
     config = batch_config(
-        shapes="aspect", image_size=96, video_size=(32, 64), short_share=0.5, photo_share=0.0
+        shapes="aspect", image_size=96, video_size=(32, 64), short_fraction=0.5, photo_fraction=0.0
     )
     batches = TrainingBatches(clips, config)
     seen, brief_in_long = set(), 0
@@ -330,13 +330,15 @@ def test_a_batch_of_aspect_has_one_shape_and_one_length(tmp_path: Path) -> None:
 
 def test_aspect_shows_whole_pictures(tmp_path: Path) -> None:
     photo = clip_of(tmp_path, "p", ramp_photo(128, 192), photo=True)
-    config = batch_config(shapes="aspect", image_size=64, image_share=1.0, image_batch_size=50)
+    config = batch_config(shapes="aspect", image_size=64, image_fraction=1.0, image_batch_size=50)
     pictures = TrainingBatches([photo], config)[0]["chunk"][:, :, 0].int()
     assert pictures.shape[2:] == (64, 64)  # nearest to 2 : 3 of those there are
     rows = pictures[:, 1, -1, 0] - pictures[:, 1, 0, 0]
     assert (rows > 120).all()  # from the top to the bottom, always
     left = pictures[:, 0, 0].min(dim=1).values
-    assert left.min() < 10 and left.max() > 50  # what the shape leaves over is cut at random places
+    assert (
+        left.min() < 10 and left.max() > 50
+    )  # what the shape leaves over is cut at random positions
 
 
 def test_every_clip_is_drawn_by_its_share_whatever_the_shapes(tmp_path: Path) -> None:
@@ -346,10 +348,10 @@ def test_every_clip_is_drawn_by_its_share_whatever_the_shapes(tmp_path: Path) ->
         frames = np.full((12, height, width, 3), 50 * index, np.uint8)
         source = "both" if index < 2 else ""
         clips.append(clip_of(tmp_path, str(index), frames, source))
-    options = {"video_batch_size": 1, "image_share": 0.0, "video_size": (32, 64)}
+    options = {"video_batch_size": 1, "image_fraction": 0.0, "video_size": (32, 64)}
     batches = TrainingBatches(clips, batch_config(shapes="aspect", **options))
     drawn = [int(batches[step]["chunk"][0, 0, 0, 0, 0]) // 50 for step in range(600)]
-    for index, share in enumerate(fair_shares(clips)):
+    for index, share in enumerate(fair_probabilities(clips)):
         deviation = (600 * share * (1 - share)) ** 0.5
         assert abs(drawn.count(index) - 600 * share) < 4 * deviation
 
@@ -395,7 +397,7 @@ def test_bad_clips_are_counted_once_and_stop_above_the_share(tmp_path: Path) -> 
     bad.add(["a.mp4: cut", "b.mp4: no file"])
     bad.add([])
     assert bad.path.read_text() == "a.mp4: cut\nb.mp4: frame 3: cut\n"
-    with pytest.raises(ValueError, match=r"3 of 10 .*--max-bad-share 0\.2; listed in .*a\.mp4"):
+    with pytest.raises(ValueError, match=r"3 of 10 .*--max-bad-fraction 0\.2; listed in .*a\.mp4"):
         bad.add(["c.mp4: cut"])
     bad.start(["na: me.mp4: cut", "na: you.mp4: cut"])
     assert bad.path.read_text().count("\n") == 2
@@ -409,7 +411,7 @@ def test_bad_clips_are_counted_once_and_stop_above_the_share(tmp_path: Path) -> 
 def test_fair_shares(tmp_path: Path) -> None:
     clips = [clip_of(tmp_path, f"{i}", grey_frames(1), "many") for i in range(4)]
     clips.append(clip_of(tmp_path, "one", grey_frames(1)))
-    shares = fair_shares(clips)
+    shares = fair_probabilities(clips)
     assert shares.sum() == pytest.approx(1)
     assert shares[:4].sum() == pytest.approx(2 * shares[4])
 
@@ -607,7 +609,7 @@ def test_damaged_arrays_are_decoded_again(folder: Path, tmp_path: Path) -> None:
     assert clips[2].array_path.stat().st_mtime_ns == untouched  # what is whole is kept
     # Damaged, and its source too by now: skipped, not used.
     clips[0].array_path.write_bytes(data[:100])
-    path = Path(clips[0].item.place)
+    path = Path(clips[0].item.location)
     stat = path.stat()
     path.write_bytes(b"x" * stat.st_size)
     os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
@@ -662,7 +664,7 @@ def written_by_another(folder: Path) -> Iterator[tuple[subprocess.Popen[str], in
     """Another process holds `folder`, which has forked a third; the other's handle, its child."""
     script = (
         "import os, sys, time; from pathlib import Path\n"
-        "from regen.data.places import only_writer\n"
+        "from regen.data.locations import only_writer\n"
         "with only_writer(Path(sys.argv[1])):\n"
         "    child = os.fork()\n"
         "    if child: print(child, flush=True)\n"

@@ -304,7 +304,7 @@ def test_linked_folders_are_measured_too(clips: Path, tmp_path: Path) -> None:
         *(f"clips/{c.name}" for c in inside),
         "pictures/sequence",
     ]
-    assert set(folder_system(tmp_path / "data", "x", found).places) >= {c.stem for c in found}
+    assert set(folder_system(tmp_path / "data", "x", found).paths) >= {c.stem for c in found}
 
 
 # -- the command ----------------------------------------------------------------------------------
@@ -501,7 +501,7 @@ def test_any_callable(clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert results["rows"][1]["compression"]["latent_channels"] == 1
     assert results["rows"][1]["compression"]["frames_per_latent_frame"] == 18 / 5
     page = (tmp_path / "out" / "report.html").read_text()
-    assert "±" in page and page.count("<svg") == 3  # PSNR and SSIM by steps, PSNR by place
+    assert "±" in page and page.count("<svg") == 3  # PSNR and SSIM by steps, PSNR by position
     for clip in results["rows"][1]["clips"]:  # means over seeds, as all is
         assert clip["psnr"] == pytest.approx(np.mean(clip["psnr_by_seed"]))
         assert np.ptp(clip["psnr_by_seed"]) > 0

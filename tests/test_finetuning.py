@@ -62,7 +62,7 @@ def test_the_decoder_alone(clips: Path, base: Path, tmp_path: Path, capfd) -> No
     """The latents stay those of the model that it starts from, to the bit, and their statistics."""
     config = config_of(clips, tmp_path / "run", init=str(base), train_only="decoder")
     train(config)
-    assert "what starts anew: nothing" in capfd.readouterr().out
+    assert "randomly initialised: nothing" in capfd.readouterr().out
     before, after = load_model(str(base)), load_model(str(config.output / "model"))
     assert before.encoder_id() == after.encoder_id()
     moved = {
@@ -85,11 +85,12 @@ def test_a_whole_model_goes_on_from_another(clips: Path, base: Path, tmp_path: P
 
 
 def test_another_ratio(clips: Path, base: Path, tmp_path: Path, capfd) -> None:
-    """What does not fit is named and starts anew; the linear codec fits and is not solved again."""
+    """What does not fit is named and randomly initialised; the linear codec fits and is not solved
+    again."""
     config = config_of(clips, tmp_path / "run", preset="natural4", init=str(base), steps=1)
     train(replace(config, learning_rate=1e-9))
     said = capfd.readouterr().out
-    assert "what starts anew: encoder.blocks.1" in said and "linear codec has" not in said
+    assert "randomly initialised: encoder.blocks.1" in said and "linear codec has" not in said
     before, after = load_model(str(base)), load_model(str(config.output / "model"))
     assert after.temporal_compression_ratio == 4
     for name, tensor in before.linear.state_dict().items():
@@ -179,8 +180,8 @@ def test_an_option_prevails_over_its_recipe(monkeypatch: pytest.MonkeyPatch, cap
 def test_a_recipe_of_stages(clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each stage starts from the one before; the same command again does only what is left."""
     small = {"preset": "natural_test", "crop": 32, "video_batch_size": 1, "image_batch_size": 2}
-    pictures = {**small, "image_share": 1.0, "steps": 2, "learning_rate": 1e-2}
-    video = {**small, "image_share": 0.0, "steps": 1, "warmup_steps": 100, "ema_decay": 0.0}
+    pictures = {**small, "image_fraction": 1.0, "steps": 2, "learning_rate": 1e-2}
+    video = {**small, "image_fraction": 0.0, "steps": 1, "warmup_steps": 100, "ema_decay": 0.0}
     monkeypatch.setitem(STAGES, "natural", {"pictures": pictures, "video": video})
     output = tmp_path / "run"
     words = ["regen", "train", "--recipe", "natural", "--data", str(clips), "--output", str(output)]

@@ -18,7 +18,7 @@ from regen.cli import main
 from regen.data.captions import caption_of, read_fields
 from regen.data.clips import prepare_clips
 from regen.data.finding import find_items
-from regen.data.places import local_file, matching
+from regen.data.locations import local_file, matching
 from regen.data.shard_writer import write_shards
 from regen.files import Draft, draft
 from regen.video import VIDEO_SUFFIXES

@@ -37,12 +37,12 @@ from regen.training import loop
 BATCHES = LatentBatchConfig(
     seed=0,
     image_steps=3,
-    image_share=0.3,
+    image_fraction=0.3,
     image_batch_size=5,
     video_batch_size=3,
     num_chunks=1,
     caption_dropout=0.5,
-    given_share=0.5,
+    conditioning_fraction=0.5,
 )
 NULL = torch.full((2, 24), 7.0)
 
@@ -78,7 +78,7 @@ def test_images_first_then_both(cache: Path) -> None:
     share = np.mean([batches.is_image(step) for step in range(3, 2003)])
     assert 0.26 < share < 0.34
     image, video = batches[0], next(batches[s] for s in range(3, 99) if not batches.is_image(s))
-    assert image["latents"].shape == (5, 8, 1, 4, 4) and not image["num_given"].any()
+    assert image["latents"].shape == (5, 8, 1, 4, 4) and not image["num_conditioning"].any()
     assert video["latents"].shape == (3, 8, 2, 4, 4)  # one chunk of two
 
 
@@ -112,12 +112,12 @@ def test_a_chunk_that_was_filled_up_is_no_video(cache: Path) -> None:
 
 
 def test_captions_are_dropped_and_frames_given(cache: Path) -> None:
-    config = replace(BATCHES, video_batch_size=400, image_steps=0, image_share=0.0, num_chunks=2)
+    config = replace(BATCHES, video_batch_size=400, image_steps=0, image_fraction=0.0, num_chunks=2)
     batch = LatentBatches(LatentClips([str(cache)]), range(24), NULL, config)[0]
     dropped = (batch["prompt_embeds"][:, 0] == 7).all(1)
     assert 0.4 < dropped.float().mean() < 0.6
     assert batch["prompt_mask"][dropped].sum(1).eq(2).all()
-    counts = batch["num_given"].bincount(minlength=3) / 400
+    counts = batch["num_conditioning"].bincount(minlength=3) / 400
     assert counts.tolist() == pytest.approx([0.5, 0.25, 0.25], abs=0.08)
 
 
@@ -306,7 +306,7 @@ def test_it_starts_from_another_model(cache: Path, tmp_path: Path, capfd) -> Non
     assert model.latents_std[0].tolist() == [0.75, 6.0]
 
     train_generator(config_of(cache, tmp_path / "fine", init=str(init), patch_size=1, steps=1))
-    assert "what starts anew: patch_embed, proj_out" in capfd.readouterr().out
+    assert "randomly initialised: patch_embed, proj_out" in capfd.readouterr().out
 
 
 @pytest.mark.slow
@@ -362,7 +362,7 @@ def test_it_learns_what_captions_say(cache: Path, tmp_path: Path) -> None:
         ({"data": ()}, "--data takes at least one folder"),
         ({"steps": 0}, "--steps is at least 1"),
         ({"patch_size": 0}, "--patch-size is at least 1"),
-        ({"image_share": 1.5}, "--image-share is from 0 to 1"),
+        ({"image_fraction": 1.5}, "--image-fraction is from 0 to 1"),
         ({"caption_dropout": -0.1}, "--caption-dropout is from 0 to 1"),
         ({"timestep_shift": 0.0}, "--timestep-shift is a positive number"),
         ({"logit_mean": float("nan")}, "--logit-mean is from -10 to 10"),

@@ -256,7 +256,7 @@ def test_train_6_is_train_4_stop_and_go_on(data: Path, tmp_path: Path, monkeypat
     with pytest.raises(KeyboardInterrupt):
         train(pieces)
     train(pieces)
-    assert "going on at step 4 of 6" in capfd.readouterr().out
+    assert "resuming at step 4 of 6" in capfd.readouterr().out
     one, other = state_of(whole.output, 6), state_of(pieces.output, 6)
     assert_same(one, other)
     kinds = {".".join(name.split(".")[:2]) for name in one if name.startswith("discriminator.")}

@@ -355,7 +355,7 @@ def test_damaged_sound_is_said_before_the_pictures_are_made(tmp_path: Path) -> N
 
 
 def test_sound_that_starts_late_and_pauses(tmp_path: Path) -> None:
-    """Encoded anew, it stays where it is; a pause is silence."""
+    """Encoded again, it stays where it is; a pause is silence."""
     source = tmp_path / "a.mkv"
     with av.open(str(source), "w") as container:
         video = container.add_stream("mpeg4", rate=FPS)

@@ -23,7 +23,7 @@ from PIL import Image
 from test_data import written_by_another
 
 from regen.cli import main
-from regen.data import places, shard_writer
+from regen.data import locations, shard_writer
 from regen.data.batches import BatchConfig, TrainingBatches
 from regen.data.clips import prepare_clips
 from regen.data.finding import find_items
@@ -250,7 +250,7 @@ def test_shards_at_a_url(folder: Path, shards: Path, tmp_path: Path, monkeypatch
         return data
 
     monkeypatch.setattr(type(memory), "cat_file", counted)
-    monkeypatch.setattr(places, "PAUSE_S", 0.0)
+    monkeypatch.setattr(locations, "PAUSE_S", 0.0)
     local = batches_of(folder, tmp_path / "a", False)
     away = batches_of("memory://bucket/shards", tmp_path / "b", False)
     fetched.clear()
@@ -401,7 +401,9 @@ def test_bad_inputs_are_left_out_and_named(folder: Path, tmp_path: Path) -> None
     (data / "clip 5.mp4").write_bytes(whole[: len(whole) // 2])
     (data / "empty.png").touch()
     output = tmp_path / "out"
-    with pytest.raises(ValueError, match=r"of 12 files cannot be read, above --max-bad-share 0\.1"):
+    with pytest.raises(
+        ValueError, match=r"of 12 files cannot be read, above --max-bad-fraction 0\.1"
+    ):
         write_shards([str(data)], output, SHARD_BYTES, 0.1, num_workers=1)
     for _ in range(2):
         report = write_shards([str(data)], output, SHARD_BYTES, 0.2, num_workers=1)
@@ -433,7 +435,11 @@ def test_the_command(folder: Path, shards: Path, tmp_path: Path, monkeypatch, ca
     assert "clips            8\n" in printed and "photos           3\n" in printed
     assert run_main(monkeypatch, *words) == 0
     assert "finished before  1" in capsys.readouterr().out
-    for bad in (("shard", folder), (*words, "--max-shard-mb", 0), (*words, "--max-bad-share", 2)):
+    for bad in (
+        ("shard", folder),
+        (*words, "--max-shard-mb", 0),
+        (*words, "--max-bad-fraction", 2),
+    ):
         assert run_main(monkeypatch, *bad) == 1
         assert capsys.readouterr().err.count("\n") == 1
 

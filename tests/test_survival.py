@@ -86,7 +86,7 @@ def test_kill_9_at_any_moment(clips: Path, tmp_path: Path) -> None:
             if is_saving:
                 wait_until(lambda: list(folder.glob(".step_*.tmp")))
                 time.sleep(chance.uniform(0, 0.2))
-            else:  # `before` may lie beyond the step that the run goes on from
+            else:  # `before` may lie beyond the step that the run resumes from
                 wait_until(lambda: len(losses(killed.output)) not in (0, before))  # noqa: B023
                 time.sleep(chance.uniform(0, 0.5))
             os.kill(pid, signal.SIGKILL)
@@ -196,9 +196,9 @@ def test_a_clip_that_vanished(
     before_step(monkeypatch, 2, remove)
     said = fail_of(config, monkeypatch, capfd)
     assert "can no longer be read" in said and "No such file" in said
-    assert "Traceback" not in said and "the same command decodes them anew" in said
+    assert "Traceback" not in said and "the same command decodes them again" in said
     assert saved(config.output)[0] == "step_00000002.safetensors"
-    goes_on_to_the_same(config, clips, tmp_path)  # decoded anew
+    goes_on_to_the_same(config, clips, tmp_path)  # decoded again
 
 
 # --- what is kept ---

@@ -180,7 +180,7 @@ def test_train_4_is_train_2_stop_and_go_on(
     ]
     assert not (pieces.output / "model").exists()
     train(pieces)
-    assert "going on at step 2 of 4" in capfd.readouterr().out
+    assert "resuming at step 2 of 4" in capfd.readouterr().out
     state = state_of(whole.output, 4)
     assert {name.split(".")[0] for name in state} == {"model", "ema", "optimizer"}
     assert_same(state, state_of(pieces.output, 4))
@@ -232,7 +232,7 @@ def test_kill_9_and_a_damaged_checkpoint(data: Path, tmp_path: Path, capfd) -> N
     capfd.readouterr()
     train(killed)
     printed = capfd.readouterr().out
-    assert "step_00000003.safetensors.damaged" in printed and "going on at step 2" in printed
+    assert "step_00000003.safetensors.damaged" in printed and "resuming at step 2" in printed
     assert_same(state_of(whole.output, 4), state_of(killed.output, 4))
     assert [record["step"] for record in records(killed.output)] == [1, 2, 3, 4]
     for name in ("train/loss", "validation/psnr"):
@@ -313,7 +313,7 @@ def test_other_options_do_not_go_on(data: Path, tmp_path: Path) -> None:
     config.output.mkdir()
     write_run_config(path, config)
     check_run_config(path, config)
-    free = replace(config, num_workers=3, validate_every=7, max_bad_share=0.5, cache=None)
+    free = replace(config, num_workers=3, validate_every=7, max_bad_fraction=0.5, cache=None)
     check_run_config(path, free)
     with pytest.raises(ValueError, match="started with seed = 0, now it is 1"):
         check_run_config(path, replace(config, seed=1))
@@ -344,7 +344,7 @@ def test_other_options_do_not_go_on(data: Path, tmp_path: Path) -> None:
         ({"learning_rate": float("nan")}, "--learning-rate is a positive number"),
         ({"data": ()}, "--data takes at least one folder"),
         ({"video_size": (192, 300)}, "--video-size is a multiple of 32, got 300"),
-        ({"image_share": -0.1}, "--image-share is from 0 to 1"),
+        ({"image_fraction": -0.1}, "--image-fraction is from 0 to 1"),
         ({"data": (Path("/nowhere/at/all"),)}, "/nowhere/at/all is not a folder"),
     ],
 )
@@ -359,7 +359,7 @@ def test_options_that_cannot_work(data: Path, tmp_path: Path, options, message) 
 def test_bad_files_are_counted_and_too_many_stop(tmp_path: Path, capfd) -> None:
     write_data(tmp_path / "data")
     (tmp_path / "empty").mkdir()
-    config = config_of(tmp_path / "data", tmp_path / "run", steps=1, max_bad_share=0.3)
+    config = config_of(tmp_path / "data", tmp_path / "run", steps=1, max_bad_fraction=0.3)
     with pytest.raises(ValueError, match="holds no clips or photos"):
         train(replace(config, data=(tmp_path / "empty",)))
     (tmp_path / "data" / "text.mp4").write_text("no video\n")
@@ -369,9 +369,9 @@ def test_bad_files_are_counted_and_too_many_stop(tmp_path: Path, capfd) -> None:
     assert "skipped 2 of 7 files" in printed
     for name in ("text.mp4", "empty.mp4"):
         assert name in printed and name in listed
-    strict = replace(config, max_bad_share=0.2)  # may change: the run is not another one by it
+    strict = replace(config, max_bad_fraction=0.2)  # may change: the run is not another one by it
     with pytest.raises(
-        ValueError, match=r"2 of 7 files cannot be read, above --max-bad-share 0\.2"
+        ValueError, match=r"2 of 7 files cannot be read, above --max-bad-fraction 0\.2"
     ):
         train(strict)
 
@@ -703,7 +703,8 @@ def test_the_exported_model(data: Path, tmp_path: Path) -> None:
             if chunk.shape[2] == 9:
                 latents.append(model.encode(to_float(chunk)).latents)
     every = torch.cat(latents)
-    # Mean and deviation differ by 0.25 at most here (the few clips' crops are not independent).
+    # Mean and standard deviation differ by 0.25 at most here (the few clips' crops are not
+    # independent).
     assert every.mean(dim=(0, 3, 4)).abs().max() < 0.4
     assert (every.std(dim=(0, 3, 4)) - 1).abs().max() < 0.4
     assert not torch.equal(model.latents_mean[:, 0], model.latents_mean[:, 1])

@@ -54,7 +54,7 @@ def test_shards_decoded_when_drawn_and_resumed_are_the_folder_undisturbed(
 ) -> None:
     """Not one batch is repeated, skipped or other; the weights are the same bit for bit."""
     write_shards([str(data)], tmp_path / "shards", 20_000, num_workers=1)
-    options = {"shapes": shapes, "image_size": 32, "video_size": (32, 64), "image_share": 0.4}
+    options = {"shapes": shapes, "image_size": 32, "video_size": (32, 64), "image_fraction": 0.4}
     whole = config_of(data, tmp_path / "whole", **options)
     train(whole)
     undisturbed, seen[:] = list(seen), []
@@ -72,7 +72,7 @@ def test_shards_decoded_when_drawn_and_resumed_are_the_folder_undisturbed(
     assert_same_stream(seen, undisturbed)
     assert_same(state_of(whole.output, 4), state_of(pieces.output, 4))
     assert not list(pieces.output.glob("cache/*.npy")) and not Path("none").exists()
-    assert logged_steps(pieces.output, "train/data_wait_share")
+    assert logged_steps(pieces.output, "train/data_wait_fraction")
 
 
 def test_a_clip_that_fails_on_the_way_is_named_and_replaced(
@@ -86,14 +86,14 @@ def test_a_clip_that_fails_on_the_way_is_named_and_replaced(
     content[start : start + 3000] = bytes(3000)
     shard.write_bytes(content)
     config = config_of(data, tmp_path / "run", num_workers=1, validation_sources=0)
-    config = replace(config, data=(str(shard),), cache=Path("none"), max_bad_share=0.2)
+    config = replace(config, data=(str(shard),), cache=Path("none"), max_bad_fraction=0.2)
     train(config)
     (line,) = (config.output / "bad_clips.txt").read_text().splitlines()
     assert line.startswith(f"{shard}/0.mkv: ")
     assert len(seen) == 4 and (config.output / "model").exists()
-    strict = replace(config, output=tmp_path / "strict", max_bad_share=0.1)
+    strict = replace(config, output=tmp_path / "strict", max_bad_fraction=0.1)
     with pytest.raises(
-        ValueError, match=r"1 of 5 files cannot be read, above --max-bad-share 0\.1"
+        ValueError, match=r"1 of 5 files cannot be read, above --max-bad-fraction 0\.1"
     ):
         train(strict)
     again = list(seen[:4])
@@ -132,8 +132,8 @@ def test_the_share_of_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
         steps.append(batch["step"])
         now[0] += 1
     assert steps == [5, 6, 7, 8]
-    assert loader.wait_share() == pytest.approx(0.75)
-    assert loader.wait_share() == 0
+    assert loader.wait_fraction() == pytest.approx(0.75)
+    assert loader.wait_fraction() == 0
 
 
 def test_other_clips_than_at_the_start_are_told(data: Path, tmp_path: Path, capfd) -> None:

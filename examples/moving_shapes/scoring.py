@@ -25,7 +25,7 @@ OUTLINE = 20  # pixels of an outline that is compared
 
 @dataclass(frozen=True)
 class Seen:
-    """An object that a video shows; `presence` is the share of the frames that show it."""
+    """An object that a video shows; `presence` is the fraction of the frames that show it."""
 
     color: str
     shape: str

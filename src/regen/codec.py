@@ -293,7 +293,8 @@ def _video_outputs(
         check_output(info.path, path)
         if path.suffix.lower() == ".png" and _has_many_frames(info):
             raise ValueError(
-                f"{path}: a .png holds one frame; end it in .mp4, or nothing: a folder"
+                f"{path}: a .png holds one frame; the output must end in .mp4, or have no suffix "
+                "(a folder of PNGs)"
             )
     with ExitStack() as stack:
         writers = [
@@ -316,8 +317,8 @@ def _video_outputs(
 
 
 def _write(writer: VideoWriter, frames: np.ndarray, times: Sequence[Fraction]) -> None:
-    for picture, moment in zip(frames, times, strict=True):
-        writer.write(picture, moment)
+    for picture, timestamp in zip(frames, times, strict=True):
+        writer.write(picture, timestamp)
 
 
 # -- encode ---------------------------------------------------------------------------------------
@@ -385,7 +386,7 @@ def encode_file(
 
 @dataclass(frozen=True)
 class FrameGrid:
-    """Which moments of a video are generated: every `every`-th frame, or `multiplier` per frame.
+    """Which timestamps of a video are generated: every `every`-th frame, or `multiplier` per frame.
 
     Raises ValueError where a number is below 1, or both are above.
     """
@@ -409,9 +410,9 @@ class FrameGrid:
         return int((num_frames - 1) / self.step) + 1
 
     def chunk(self, index: int, num_frames: int, geometry: ChunkGeometry) -> list[Fraction]:
-        """The generated moments that belong to chunk `index`, in frames from the video's start.
+        """The generated timestamps that belong to chunk `index`, in frames from the video's start.
 
-        As `ChunkGeometry.locate` says, a moment between two chunks belongs to the nearer one.
+        As `ChunkGeometry.locate` says, a timestamp between two chunks belongs to the nearer one.
         """
         length, half = geometry.chunk_length, Fraction(1, 2)
         is_last = (index + 1) * length >= num_frames
@@ -465,14 +466,14 @@ def decode_file(
         for index, size in enumerate(geometry.chunk_sizes(video.num_frames)):
             latents = video.latents[None, :, 2 * index : 2 * index + 2]
             report.count(size, latents)
-            moments = grid.chunk(index, video.num_frames, geometry)
+            timestamps = grid.chunk(index, video.num_frames, geometry)
             following = video.latents[None, :, 2 * index + 2 : 2 * index + 3]
             # As many together as in a chunk: what the model does, and memory stays bounded.
-            for offset in range(0, len(moments), geometry.chunk_length):
-                group = moments[offset : offset + geometry.chunk_length]
-                times = [float(moment - index * geometry.chunk_length) for moment in group]
+            for offset in range(0, len(timestamps), geometry.chunk_length):
+                group = timestamps[offset : offset + geometry.chunk_length]
+                times = [float(timestamp - index * geometry.chunk_length) for timestamp in group]
                 frames = decoder.decode(index, latents, following, times)
-                _write(writer, frames, [_time_at(video.times, moment) for moment in group])
+                _write(writer, frames, [_time_at(video.times, timestamp) for timestamp in group])
                 report.num_decoded += len(group)
                 if progress:
                     progress(len(group))
@@ -490,7 +491,10 @@ def _decoded_output(
         check_output(audio_from, output)
         _check_sound(audio_from)
     if output.suffix.lower() == ".png" and grid.num_frames(video.num_frames) > 1:
-        raise ValueError(f"{output}: a .png holds one frame; end it in .mp4, or nothing: a folder")
+        raise ValueError(
+            f"{output}: a .png holds one frame; the output must end in .mp4, or have no suffix "
+            "(a folder of PNGs)"
+        )
     with VideoWriter(
         output,
         width=video.width,
@@ -503,9 +507,9 @@ def _decoded_output(
         yield writer
 
 
-def _time_at(times: Sequence[Fraction], moment: Fraction) -> Fraction:
-    """Seconds at `moment` (in frames): between two frames, in proportion."""
-    before, rest = int(moment), moment % 1
+def _time_at(times: Sequence[Fraction], timestamp: Fraction) -> Fraction:
+    """Seconds at `timestamp` (in frames): between two frames, in proportion."""
+    before, rest = int(timestamp), timestamp % 1
     if rest == 0:
         return times[before]
     return times[before] + rest * (times[before + 1] - times[before])

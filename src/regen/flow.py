@@ -41,7 +41,7 @@ def training_target(
 
 
 def posterior_gain(timestep: torch.Tensor, standard_deviation: float) -> torch.Tensor:
-    """How much of x_t to believe; `[B]` -> `[B]`.
+    """Weight of x_t in the posterior mean; `[B]` -> `[B]`.
 
     For x ~ N(m, s^2), E[x | x_t] = m + gain * (x_t - (1 - t) m). The gain is 0 at t = 1 (noise says
     nothing), 1 at t = 0.

@@ -132,9 +132,9 @@ def read_latents(path: Path) -> LatentVideo:
 
 
 def _to_file(video: LatentVideo) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
-    ticks = min(math.lcm(*(moment.denominator for moment in video.times)), MAX_TICKS_PER_S)
+    ticks = min(math.lcm(*(time.denominator for time in video.times)), MAX_TICKS_PER_S)
     tensors = {
-        "times": torch.tensor([round(moment * ticks) for moment in video.times]),
+        "times": torch.tensor([round(time * ticks) for time in video.times]),
         "latents_mean": video.latents_mean.float().cpu().contiguous(),
         "latents_std": video.latents_std.float().cpu().contiguous(),
     }

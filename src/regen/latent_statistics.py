@@ -1,4 +1,5 @@
-"""Mean and deviation of latents, as buffers of a model: per channel, content and motion apart."""
+"""Mean and standard deviation of latents, as buffers of a model: per channel, content and motion
+apart."""
 
 import torch
 
@@ -14,7 +15,7 @@ class LatentStatistics:
     latents_std: torch.Tensor
 
     def normalize_latents(self, latents: torch.Tensor) -> torch.Tensor:
-        """Latents as they come -> about zero mean and unit deviation."""
+        """Latents as they come -> about zero mean and unit standard deviation."""
         mean, std = self._statistics(latents)
         return (latents.float() - mean) / std
 

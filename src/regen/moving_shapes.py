@@ -290,9 +290,11 @@ def render(scene: Scene, num_frames: int, height: int, width: int) -> np.ndarray
     shift = np.array([(width / short - 1) / 2, (height / short - 1) / 2]) * scene.shift
     frames = np.empty((num_frames, height, width, 3), dtype=np.uint8)
     for number in range(num_frames):
-        share = number / max(1, num_frames - 1)
-        zoom = {"zooms in": ZOOM**share, "zooms out": ZOOM ** (1 - share)}.get(scene.camera, 1.0)
-        moved = np.array(CAMERAS[scene.camera]) * scene.pan * (share - 0.5)
+        fraction = number / max(1, num_frames - 1)
+        zoom = {"zooms in": ZOOM**fraction, "zooms out": ZOOM ** (1 - fraction)}.get(
+            scene.camera, 1.0
+        )
+        moved = np.array(CAMERAS[scene.camera]) * scene.pan * (fraction - 0.5)
         picture = np.repeat(
             _background(scene.background, xs / zoom - moved[0], ys / zoom, zoom * short)[
                 :, :, None
@@ -301,7 +303,7 @@ def render(scene: Scene, num_frames: int, height: int, width: int) -> np.ndarray
             axis=2,
         )
         for one in scene.objects:
-            place = np.array(one.start) * (1 - share) + np.array(one.end) * share
+            place = np.array(one.start) * (1 - fraction) + np.array(one.end) * fraction
             center = zoom * (place + moved) + shift
             _draw(picture, one, center, zoom * one.radius, xs, ys, short)
         frames[number] = (picture + 0.5).clip(0, 255)
@@ -394,7 +396,7 @@ def write_world(
     """Clips as MP4 files and `manifest.csv`, which all commands read; how many were there before.
 
     The manifest's columns are `file`, `source`, `caption`, `scene` (`Scene.from_json`), `seed`,
-    `index`, `split`. The same call again goes on. Raises ValueError for numbers out of range, and
+    `index`, `split`. The same call again resumes. Raises ValueError for numbers out of range, and
     for a folder that holds something else.
     """
     if num_clips < 1 or frame_rate < 1:

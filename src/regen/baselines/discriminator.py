@@ -1,6 +1,6 @@
 """The discriminator of MAGVIT-v2's training: StyleGAN's, with 3D convolutions and blur pooling.
 
-In: video `[B, 3, T, H, W]` in [-1, 1] of any size. Out: a logit for each place, `[B, n]`.
+In: video `[B, 3, T, H, W]` in [-1, 1] of any size. Out: a logit for each position, `[B, n]`.
 """
 
 from collections.abc import Sequence
@@ -51,8 +51,8 @@ class VideoDiscriminator(nn.Module):
     """`width` x `multipliers`: channels after the stem and each halving; `patch_size`: pixels that
     the stem folds, 1 in MAGVIT-v2.
 
-    Choice: the discriminator ends with a logit for each place instead of one linear layer over all.
-    Batches then may have any size.
+    Choice: the discriminator ends with a logit for each position instead of one linear layer over
+    all. Batches then may have any size.
     """
 
     def __init__(self, width: int, multipliers: Sequence[int], patch_size: int) -> None:

@@ -58,7 +58,7 @@ class Upsample(nn.Module):
 
 
 def spread_latents(latents: torch.Tensor, size: torch.Size) -> torch.Tensor:
-    """Latents `[B, 8, n, h, w]` at each place of `size` (T, H, W): the one that stands for it."""
+    """Latents `[B, 8, n, h, w]` at each position of `size` (T, H, W): the one there."""
     num_latents, num_frames = latents.shape[2], size[0]
     frames = torch.arange(num_frames, device=latents.device)
     steps = max(num_frames - 1, 1)
@@ -67,10 +67,10 @@ def spread_latents(latents: torch.Tensor, size: torch.Size) -> torch.Tensor:
 
 
 class AdaptiveNorm(nn.Module):
-    """RMS norm, then scale and shift from the latent of the place; starts as the norm alone.
+    """RMS norm, then scale and shift from the latent of the position; starts as the norm alone.
 
-    Choice: the adaptive norm of MAGVIT-v2's decoder reads the latent of each place. Its paper says
-    that the latents control it, not how.
+    Choice: the adaptive norm of MAGVIT-v2's decoder reads the latent of each position. Its paper
+    says that the latents control it, not how.
     """
 
     def __init__(self, channels: int, latent_channels: int) -> None:
@@ -91,7 +91,7 @@ class MAGVITDecoder(nn.Module):
 
     `block_out_channels`, `strides`: width of each stage and the (time, space) doubling before it,
     in the order of the computation; one more of `strides` follows the last stage. `patch_size`:
-    pixels that the last convolution gives at each place; 1 in the paper.
+    pixels that the last convolution gives at each position; 1 in the paper.
     """
 
     def __init__(

@@ -25,6 +25,7 @@ from regen.cli.stats import Stats
 from regen.cli.train import Train, defaults_of, run_stages
 from regen.cli.train_generator import TrainGenerator
 from regen.cli.world import World
+from regen.training.config import RENAMED
 
 Command = (
     Annotated[Reconstruct, tyro.conf.subcommand("reconstruct")]
@@ -59,6 +60,7 @@ def main() -> None:
     if isinstance(sys.stdout, io.TextIOWrapper):  # names of files that are not UTF-8
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
+        _rename_options()
         command = _parse()
         if isinstance(command, Train) and command.recipe is not None:
             defaults = defaults_of(command.recipe)
@@ -79,6 +81,17 @@ def main() -> None:
 
 class Terminated(KeyboardInterrupt):
     """SIGTERM: ends a command as Ctrl-C does, so that nothing half-written stays."""
+
+
+def _rename_options() -> None:
+    """Old names of options become the new ones, and a line says so."""
+    renamed = {f"--{old}": f"--{new}" for old, new in RENAMED.items()}
+    renamed = {old.replace("_", "-"): new.replace("_", "-") for old, new in renamed.items()}
+    for index, word in enumerate(sys.argv):
+        option, equals, value = word.partition("=")
+        if option in renamed:
+            print(f"regen: {option} is now {renamed[option]}", file=sys.stderr)
+            sys.argv[index] = f"{renamed[option]}{equals}{value}"
 
 
 def _terminate(*_: object) -> None:

@@ -39,8 +39,8 @@ class Cache:
     """See --height."""
     shard_clips: int = 1000
     """Clips of a shard."""
-    max_bad_share: float = 0.05
-    """Stop when more than this share of the files cannot be read."""
+    max_bad_fraction: float = 0.05
+    """Stop when more than this fraction of the files cannot be read."""
     device: Literal["cpu", "cuda"] = "cpu"
     """Where to encode."""
     num_workers: int | None = None
@@ -58,8 +58,8 @@ class Cache:
             shard_clips=self.shard_clips,
             num_workers=self.num_workers or None,
         )
-        if not 0 <= self.max_bad_share <= 1:
-            raise ValueError(f"--max-bad-share is from 0 to 1, got {self.max_bad_share}")
+        if not 0 <= self.max_bad_fraction <= 1:
+            raise ValueError(f"--max-bad-fraction is from 0 to 1, got {self.max_bad_fraction}")
         if len(self.paths) < 2:
             raise ValueError("regen cache takes inputs and, last, the folder for the latents")
         from regen.loading import find_device
@@ -75,7 +75,7 @@ class Cache:
             self.storage,
             ClipOptions(self.num_frames, self.height, self.width),
             self.shard_clips,
-            self.max_bad_share,
+            self.max_bad_fraction,
             self.device,
             self.num_workers,
             self.address,

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import tyro
 
-from regen.cli.options import LatentsPlace, ModelOptions, OutPath, check_numbers
+from regen.cli.options import LatentsLocation, ModelOptions, OutPath, check_numbers
 from regen.cli.output import common_rows, print_table, size_of, with_progress
 
 
@@ -16,10 +16,10 @@ class Decode(ModelOptions):
     Example: regen decode clip.safetensors again.mp4 --audio clip.mp4
     """
 
-    source: LatentsPlace = tyro.MISSING
+    source: LatentsLocation = tyro.MISSING
     """A latent file that regen encode wrote with the same model; also its URL, or -."""
     output: OutPath = tyro.MISSING
-    """.mp4, .webm, lossless .mkv, .png of a picture; without an ending: a folder of PNGs."""
+    """.mp4, .webm, lossless .mkv, .png of a picture; without a suffix: a folder of PNGs."""
     num_inference_steps: int = 1
     """Denoising steps of the decoder. One is the fastest and has the best PSNR."""
     seed: int = 0
@@ -29,7 +29,7 @@ class Decode(ModelOptions):
     every: int = 1
     """A quick preview: generate every Nth frame only, shown N times as long."""
     frame_rate_multiplier: int = 1
-    """Frames per frame: N - 1 more are generated between neighbours, at times between."""
+    """Temporal upsampling factor: N - 1 frames are generated between neighbours."""
 
     def run(self) -> None:
         check_numbers(
@@ -40,7 +40,7 @@ class Decode(ModelOptions):
         )
         if self.every > 1 and self.frame_rate_multiplier > 1:
             raise ValueError("--every and --frame-rate-multiplier exclude each other: give one")
-        from regen.data.places import local_file
+        from regen.data.locations import local_file
 
         with local_file(self.source) as source:
             self._run(source)

@@ -6,7 +6,7 @@ from typing import Literal
 
 import tyro
 
-from regen.cli.options import InPlace, ModelOptions, OutPath, SourceOptions, check_numbers
+from regen.cli.options import InLocation, ModelOptions, OutPath, SourceOptions, check_numbers
 from regen.cli.output import common_rows, print_table, size_of, with_progress
 
 
@@ -17,7 +17,7 @@ class Encode(ModelOptions, SourceOptions):
     Example: regen encode clip.mp4 clip.safetensors --storage int8
     """
 
-    source: InPlace = tyro.MISSING
+    source: InLocation = tyro.MISSING
     """A video (MP4, MOV, MKV, WebM, GIF, ...), a picture, or a folder of pictures; also its URL, or
     - for standard input."""
     output: OutPath = tyro.MISSING
@@ -29,7 +29,7 @@ class Encode(ModelOptions, SourceOptions):
 
     def run(self) -> None:
         check_numbers(short_side=self.short_side)
-        from regen.data.places import local_file
+        from regen.data.locations import local_file
 
         with local_file(self.source) as source:
             self._run(source)

@@ -14,7 +14,7 @@ from regen.cli.output import print_table, size_of
 
 @dataclass(frozen=True)
 class Generate:
-    """Generate a video from a text, also from its first picture, also on from a video.
+    """Generate a video from a text, also from its first picture, also continuing a video.
 
     Example: regen generate "a red ball rolls left" out.mp4 --model runs/t2v/model --frames 132
     """
@@ -22,7 +22,7 @@ class Generate:
     prompt: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="PROMPT")]
     """What the video shows."""
     output: OutPath
-    """.mp4, .webm, lossless .mkv, .png of one frame; without an ending: a folder of PNGs."""
+    """.mp4, .webm, lossless .mkv, .png of one frame; without a suffix: a folder of PNGs."""
     model: str | None = None
     """Folder OUTPUT/model of regen train-generator, or a hub id (owner/name); none is embedded."""
     num_frames: Annotated[int | None, tyro.conf.arg(name="frames")] = None
@@ -34,9 +34,9 @@ class Generate:
     negative_prompt: str = ""
     """What the video is to be unlike."""
     image: Path | None = None
-    """A picture: the first frame, from which the video goes on."""
+    """A picture: the first frame, from which the video continues."""
     video: Path | None = None
-    """A video to go on from: its last chunk is given, what follows is written."""
+    """A video to continue from: its last chunk is given, what follows is written."""
     num_inference_steps: int = 30
     """Denoising steps."""
     guidance_scale: float = 5.0

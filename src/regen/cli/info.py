@@ -25,7 +25,7 @@ class Info:
     preset of regen.model.presets."""
 
     def run(self) -> None:
-        from regen.data.places import is_url, local_file
+        from regen.data.locations import is_url, local_file
         from regen.loading import embedded_models, is_model
         from regen.model.presets import MAGVIT_PRESETS, PRESETS
 
@@ -97,8 +97,8 @@ def _latents_rows(path: Path, name: str) -> list[tuple[str, str]]:
         ("nominal compression", f"{space} x {space} x {ratio}"),
         ("mean, content", format_numbers(video.latents_mean[:, 0].tolist())),
         ("mean, motion", format_numbers(video.latents_mean[:, 1].tolist())),
-        ("deviation, content", format_numbers(video.latents_std[:, 0].tolist())),
-        ("deviation, motion", format_numbers(video.latents_std[:, 1].tolist())),
+        ("standard deviation, content", format_numbers(video.latents_std[:, 0].tolist())),
+        ("standard deviation, motion", format_numbers(video.latents_std[:, 1].tolist())),
         ("encoder id", video.encoder_id),
     ]
 

@@ -10,9 +10,9 @@ if TYPE_CHECKING:
     from regen.loading import Autoencoder
 
 
-InPlace = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="IN")]
+InLocation = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="IN")]
 OutPath = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")]
-LatentsPlace = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="LATENTS")]
+LatentsLocation = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="LATENTS")]
 LATENT_SUFFIX = ".safetensors"  # of latent files
 
 

@@ -7,7 +7,7 @@ from typing import Literal
 
 import tyro
 
-from regen.cli.options import InPlace, ModelOptions, OutPath, SourceOptions, check_numbers
+from regen.cli.options import InLocation, ModelOptions, OutPath, SourceOptions, check_numbers
 from regen.cli.output import common_rows, print_table, size_of, with_progress
 
 
@@ -18,11 +18,11 @@ class Reconstruct(ModelOptions, SourceOptions):
     Example: regen reconstruct clip.mp4 again.mp4 --compare
     """
 
-    source: InPlace = tyro.MISSING
+    source: InLocation = tyro.MISSING
     """A video (MP4, MOV, MKV, WebM, GIF, ...), a picture, or a folder of pictures; also its URL, or
     - for standard input."""
     output: OutPath = tyro.MISSING
-    """.mp4, .webm, lossless .mkv, .png of a picture; without an ending: a folder of PNGs."""
+    """.mp4, .webm, lossless .mkv, .png of a picture; without a suffix: a folder of PNGs."""
     num_inference_steps: int = 1
     """Denoising steps of the decoder. One is the fastest and has the best PSNR."""
     seed: int = 0
@@ -38,7 +38,7 @@ class Reconstruct(ModelOptions, SourceOptions):
         check_numbers(
             num_inference_steps=self.num_inference_steps, short_side=self.short_side, seed=self.seed
         )
-        from regen.data.places import local_file
+        from regen.data.locations import local_file
 
         with local_file(self.source) as source:
             self._run(source)

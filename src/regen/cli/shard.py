@@ -29,15 +29,15 @@ class Shard:
     ..."""
     max_shard_mb: int = 512
     """Size of a shard in MB (1,000,000 bytes), which only a larger file exceeds."""
-    max_bad_share: float = 0.05
-    """Stop when more than this share of the files cannot be read."""
+    max_bad_fraction: float = 0.05
+    """Stop when more than this fraction of the files cannot be read."""
     num_workers: int | None = None
     """Processes that decode; by default one for each core."""
 
     def run(self) -> None:
         check_numbers(max_shard_mb=self.max_shard_mb, num_workers=self.num_workers)
-        if not 0 <= self.max_bad_share <= 1:
-            raise ValueError(f"--max-bad-share is from 0 to 1, got {self.max_bad_share}")
+        if not 0 <= self.max_bad_fraction <= 1:
+            raise ValueError(f"--max-bad-fraction is from 0 to 1, got {self.max_bad_fraction}")
         if len(self.paths) < 2:
             raise ValueError("regen shard takes inputs and, last, the folder for the shards")
         from regen.data.shard_writer import write_shards
@@ -47,7 +47,7 @@ class Shard:
             data,
             output,
             1_000_000 * self.max_shard_mb,
-            self.max_bad_share,
+            self.max_bad_fraction,
             self.num_workers,
         )
         bad = (

@@ -11,7 +11,7 @@ from regen.cli.output import format_numbers, print_table
 
 @dataclass(frozen=True)
 class Stats:
-    """Merge the statistics of a cache's shards anew, into its dataset.json, and print them.
+    """Merge the statistics of a cache's shards again, into its dataset.json, and print them.
 
     Example: regen stats latents
     """
@@ -26,8 +26,8 @@ class Stats:
         rows = [("cache", str(self.folder))]
         for kind, name in enumerate(("content", "motion")):
             rows += [
-                (f"values a channel, {name}", f"{moments.count[kind].item():,.0f}"),
+                (f"values per channel, {name}", f"{moments.count[kind].item():,.0f}"),
                 (f"mean, {name}", format_numbers(moments.mean[:, kind].tolist())),
-                (f"deviation, {name}", format_numbers(moments.std[:, kind].tolist())),
+                (f"standard deviation, {name}", format_numbers(moments.std[:, kind].tolist())),
             ]
         print_table(rows)

@@ -12,7 +12,7 @@ from regen.cli.output import print_table
 
 @dataclass(frozen=True)
 class World:
-    """Draw clips of a small generated world, with exact captions; the same command goes on.
+    """Synthesise clips of a small generated world, with exact captions; the same command resumes.
 
     Coloured shapes that move, for text-to-video on a small machine. The split held_out has the
     combinations of colour, shape and direction that the split train never shows.
@@ -45,7 +45,7 @@ class World:
         )
         rows = [
             ("clips", f"{self.clips:,} of {self.frames} frames of {width} x {height}"),
-            ("drawn before", f"{num_kept:,}"),
+            ("made before", f"{num_kept:,}"),
             ("captions", str(self.folder / "manifest.csv")),
             ("encode them", f"regen cache {self.folder} latents"),
         ]

@@ -14,7 +14,7 @@ class BadClips:
         self.path, self.num_clips, self.max_share = path, num_clips, max_share
 
     def start(self, lines: list[str]) -> None:
-        """Forget what an earlier start of the run found: files may have been mended since."""
+        """Forget what an earlier start of the run found: files may have been repaired since."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self.path.unlink(missing_ok=True)
         self.add(lines)
@@ -33,7 +33,7 @@ class BadClips:
         if len(known) > self.max_share * self.num_clips:
             first = next(iter(known.values()))
             raise ValueError(
-                f"{len(known)} of {self.num_clips} files cannot be read, above --max-bad-share "
+                f"{len(known)} of {self.num_clips} files cannot be read, above --max-bad-fraction "
                 f"{self.max_share:g}; listed in {self.path}, the first: {first}"
             )
 

@@ -26,14 +26,15 @@ DRIFT = 2.5  # pixels per frame, standard deviation of a photo's moving crop
 
 @dataclass(frozen=True)
 class BatchConfig:
-    """`num_targets`: frames decoded per video. `other_tasks`: share of interpolation and
+    """`num_targets`: frames decoded per video. `other_tasks`: fraction of interpolation and
     extrapolation together at the last step (B.2.2).
 
-    `shapes`: "square" crops `crop` pixels on a side at random places and scales; "aspect" takes
+    `shapes`: "square" crops `crop` pixels on a side at random positions and scales; "aspect" takes
     whole pictures, images of about `image_size` squared pixels in their own aspect ratio, videos of
     `video_size` (height, width) or on its side, and chunks of one length in a batch.
 
-    Choice: the share of the other tasks grows linearly from 0. The paper says only that it grows.
+    Choice: the fraction of the other tasks grows linearly from 0. The paper says only that it
+    grows.
     Choice: few random frames of a video are targets, not all. An iteration then sees more videos.
     Choice: some videos are photos under a moving crop, and some chunks short. Photos are sharp and
     many; the last chunk of a video is short.
@@ -48,9 +49,9 @@ class BatchConfig:
     video_size: tuple[int, int] = (192, 320)
     video_batch_size: int = 8
     image_batch_size: int = 32
-    image_share: float = 0.2
-    photo_share: float = 0.15  # of the videos: photos under a moving crop
-    short_share: float = 0.15  # of the videos: chunks of 2 to k frames
+    image_fraction: float = 0.2
+    photo_fraction: float = 0.15  # of the videos: photos under a moving crop
+    short_fraction: float = 0.15  # of the videos: chunks of 2 to k frames
     num_targets: int = 3
     other_tasks: float = 0.3
     max_stride: int = 3
@@ -81,7 +82,7 @@ class TrainingBatches(Dataset[Batch]):
         if not videos and not photos:
             raise ValueError("no clip or photo is left to train on: give --data more of them")
         self.images = Mixture(videos, photos, PHOTOS_OF_IMAGES)
-        self.videos = Mixture(videos, photos, config.photo_share)
+        self.videos = Mixture(videos, photos, config.photo_fraction)
         if config.shapes == "aspect":
             shapes = video_shapes(config.video_size)
             self.image_buckets = ShapeBuckets(self.images, image_shapes(config.image_size))
@@ -95,7 +96,7 @@ class TrainingBatches(Dataset[Batch]):
     def __getitem__(self, step: int) -> Batch:
         config = self.config
         rng = np.random.default_rng([config.seed, self.rank, step])
-        if rng.random() < config.image_share:
+        if rng.random() < config.image_fraction:
             return self._images(rng)
         bad: list[str] = []
         others = config.other_tasks * min(step / config.num_steps, 1)
@@ -108,7 +109,7 @@ class TrainingBatches(Dataset[Batch]):
         return _stack(samples, task, bad)
 
     def images_of(self, step: int) -> Batch:
-        """The batch of images of a step, whatever `image_share` is."""
+        """The batch of images of a step, whatever `image_fraction` is."""
         rng = np.random.default_rng([self.config.seed, self.rank, step])
         return self._images(rng)
 
@@ -177,7 +178,7 @@ class TrainingBatches(Dataset[Batch]):
 
     def _num_chunk(self, rng: np.random.Generator) -> int:
         """Frames of a chunk: k + 1, or in short ones 2 to k."""
-        is_short = rng.random() < self.config.short_share
+        is_short = rng.random() < self.config.short_fraction
         return int(rng.integers(2, self.length)) if is_short else self.length
 
     def _sample(self, draw: Callable[[], Sample], bad: list[str]) -> Sample:
@@ -252,10 +253,10 @@ class TrainingBatches(Dataset[Batch]):
     def _targets(
         self, rng: np.random.Generator, task: str, chunk: np.ndarray, stride: int, span: int
     ) -> np.ndarray:
-        """`num_targets` places to ask for, sorted, in a stretch of `span` places.
+        """`num_targets` locations to ask for, sorted, in a stretch of `span` locations.
 
-        Interpolation: between the places of `chunk`. Extrapolation: before and after them, in its
-        steps. Otherwise, and where there are too few, places of `chunk`.
+        Interpolation: between the frames of `chunk`. Extrapolation: before and after them, in its
+        steps. Otherwise, and where there are too few, frames of `chunk`.
         """
         num_targets = self.config.num_targets
         inside = np.arange(chunk[0], chunk[-1] + 1)
@@ -273,21 +274,21 @@ class TrainingBatches(Dataset[Batch]):
     def _crop(
         self,
         pictures: list[np.ndarray],
-        moments: np.ndarray,
+        times: np.ndarray,
         rng: np.random.Generator,
         bucket: Bucket,
         max_scale: float | None,
     ) -> torch.Tensor:
-        """A part of random size and place, in the bucket's shape: uint8 `[3, T, H, W]`.
+        """A part of random size and location, in the bucket's shape: uint8 `[3, T, H, W]`.
 
         Where the bucket is of whole pictures, the part is as large as fits. It drifts with
-        `moments` (in frames; not all 0 only for a photo, which then needs room).
+        `times` (in frames; not all 0 only for a photo, which then needs room).
         """
         height, width = bucket.shape
         full_height, full_width, _ = pictures[0].shape
         largest = min(full_height / height, full_width / width)
         scale = 1.0
-        if bucket.is_whole and not moments.any():
+        if bucket.is_whole and not times.any():
             scale = largest
         elif rng.random() < 0.5:
             limit = max_scale or self.config.max_scale
@@ -297,11 +298,11 @@ class TrainingBatches(Dataset[Batch]):
         top = rng.integers(0, full_height - rows + 1)
         left = rng.integers(0, full_width - columns + 1)
         flip = rng.random() < 0.5
-        speed = rng.normal(0, DRIFT * scale, 2) if moments.any() else np.zeros(2)
+        speed = rng.normal(0, DRIFT * scale, 2) if times.any() else np.zeros(2)
         parts = []
-        for picture, moment in zip(pictures, moments, strict=True):
-            y = int(np.clip(top + speed[0] * moment, 0, full_height - rows))
-            x = int(np.clip(left + speed[1] * moment, 0, full_width - columns))
+        for picture, time in zip(pictures, times, strict=True):
+            y = int(np.clip(top + speed[0] * time, 0, full_height - rows))
+            x = int(np.clip(left + speed[1] * time, 0, full_width - columns))
             parts.append(picture[y : y + rows, x : x + columns])
         video = torch.from_numpy(np.stack(parts)).permute(0, 3, 1, 2)  # [T, 3, rows, columns]
         if (rows, columns) != bucket.shape:

@@ -1,7 +1,7 @@
 """Which clips go into one batch: all of them, cropped to squares, or those of about one shape.
 
-A clip's share of the samples is the same either way: a bucket is drawn by the sum of its clips'
-shares, then a clip within it.
+A clip's fraction of the samples is the same either way: a bucket is drawn by the sum of its clips'
+probabilities, then a clip within it.
 """
 
 import math
@@ -11,7 +11,7 @@ from typing import Protocol
 
 import numpy as np
 
-from regen.data.clips import Clip, fair_shares
+from regen.data.clips import Clip, fair_probabilities
 
 SIDE_STEP = 32  # pixels; what all presets can divide
 Shape = tuple[int, int]  # height, width
@@ -35,11 +35,11 @@ class Bucket:
 
 
 class Pool:
-    """Clips, drawn by shares that need not sum to 1."""
+    """Clips, drawn by probabilities that need not sum to 1."""
 
-    def __init__(self, clips: Sequence[Clip], shares: np.ndarray) -> None:
+    def __init__(self, clips: Sequence[Clip], probabilities: np.ndarray) -> None:
         self.clips = clips
-        self._cumulated = shares.cumsum() / shares.sum()
+        self._cumulated = probabilities.cumsum() / probabilities.sum()
 
     def draw(self, rng: np.random.Generator) -> Clip:
         index = self._cumulated.searchsorted(rng.random(), side="right")
@@ -47,28 +47,33 @@ class Pool:
 
 
 class Mixture:
-    """Photos for `photo_share` of the draws, else videos; where one kind is missing, the other."""
+    """Photos for `photo_fraction` of the draws, else videos; one kind alone where one lacks."""
 
-    def __init__(self, videos: Sequence[Clip], photos: Sequence[Clip], photo_share: float) -> None:
-        self.videos = Pool(videos, fair_shares(videos)) if videos else None
-        self.photos = Pool(photos, fair_shares(photos)) if photos else None
-        self.photo_share = photo_share
+    def __init__(
+        self, videos: Sequence[Clip], photos: Sequence[Clip], photo_fraction: float
+    ) -> None:
+        self.videos = Pool(videos, fair_probabilities(videos)) if videos else None
+        self.photos = Pool(photos, fair_probabilities(photos)) if photos else None
+        self.photo_fraction = photo_fraction
 
     def draw(self, rng: np.random.Generator) -> Clip:
-        if self.videos is None or (self.photos is not None and rng.random() < self.photo_share):
+        if self.videos is None or (self.photos is not None and rng.random() < self.photo_fraction):
             assert self.photos is not None
             return self.photos.draw(rng)
         return self.videos.draw(rng)
 
-    def shares(self) -> tuple[list[Clip], np.ndarray]:
+    def probabilities(self) -> tuple[list[Clip], np.ndarray]:
         """All clips and how often each is drawn."""
         clips: list[Clip] = []
-        shares = []
-        for pool, share in ((self.videos, 1 - self.photo_share), (self.photos, self.photo_share)):
+        probabilities = []
+        for pool, probability in (
+            (self.videos, 1 - self.photo_fraction),
+            (self.photos, self.photo_fraction),
+        ):
             if pool is not None:
                 clips += pool.clips
-                shares.append(share * fair_shares(pool.clips))
-        joined = np.concatenate(shares)
+                probabilities.append(probability * fair_probabilities(pool.clips))
+        joined = np.concatenate(probabilities)
         return clips, joined / joined.sum() if joined.any() else joined + 1
 
 
@@ -77,20 +82,20 @@ class ShapeBuckets:
 
     def __init__(self, mixture: Mixture, shapes: Sequence[Shape], min_frames: int = 1) -> None:
         """Videos of fewer than `min_frames` are left out, unless there are no others."""
-        clips, shares = mixture.shares()
+        clips, probabilities = mixture.probabilities()
         is_long = np.array([clip.is_photo or clip.num_frames >= min_frames for clip in clips])
-        if (shares * is_long).any():
-            shares = shares * is_long
+        if (probabilities * is_long).any():
+            probabilities = probabilities * is_long
         nearest = np.array([nearest_shape(clip.height, clip.width, shapes) for clip in clips])
         self.shapes: list[Shape] = []
         self.pools: list[Pool] = []
         sums = []
         for index, shape in enumerate(shapes):
-            members = np.flatnonzero((nearest == index) & (shares > 0))
+            members = np.flatnonzero((nearest == index) & (probabilities > 0))
             if len(members):
                 self.shapes.append(shape)
-                self.pools.append(Pool([clips[i] for i in members], shares[members]))
-                sums.append(shares[members].sum())
+                self.pools.append(Pool([clips[i] for i in members], probabilities[members]))
+                sums.append(probabilities[members].sum())
         self._cumulated = np.cumsum(sums) / np.sum(sums)
 
     def draw(self, rng: np.random.Generator) -> tuple[Shape, Pool]:

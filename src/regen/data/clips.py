@@ -74,7 +74,7 @@ class Clip:
         except (OSError, ValueError, EOFError) as error:
             raise BadClipError(
                 f"{self.item}: its decoded frames can no longer be read ({error}); "
-                "the same command decodes them anew"
+                "the same command decodes them again"
             ) from error
 
     def _decode(self, indices: list[int]) -> dict[int, np.ndarray]:
@@ -289,7 +289,7 @@ def hold_out(clips: list[Clip], num_sources: int) -> tuple[list[Clip], list[Clip
     return training, [by_source[source][0] for source in sorted(held)]
 
 
-def fair_shares(clips: Sequence[Clip]) -> np.ndarray:
+def fair_probabilities(clips: Sequence[Clip]) -> np.ndarray:
     """Sampling probabilities of clips, with sum 1.
 
     Choice: a source of n clips weighs sqrt(n). Look-alikes would crowd out the others.

@@ -5,10 +5,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
-from regen.data import places
+from regen.data import locations
 from regen.data.items import MEDIA_SUFFIXES, Item, file_item, printable
 from regen.data.manifests import MANIFEST_SUFFIXES, csv_rows, read_manifest
-from regen.data.shards import INDEX_ENDING, index_place, read_shards
+from regen.data.shards import INDEX_ENDING, index_location, read_shards
 
 NUM_SHOWN = 5  # of the files that are left out
 
@@ -24,9 +24,9 @@ def find_items(data: Sequence[str | Path], cache: Path) -> list[Item]:
         items, left = _items_of(str(one), cache)
         say_left_out(str(one), left)
         for item in items:
-            is_local_file = item.start < 0 and not places.is_url(item.place)
-            place = str(Path(item.place).resolve()) if is_local_file else item.place
-            found.setdefault((place, item.start), item)
+            is_local_file = item.start < 0 and not locations.is_url(item.location)
+            location = str(Path(item.location).resolve()) if is_local_file else item.location
+            found.setdefault((location, item.start), item)
     return list(found.values())
 
 
@@ -47,9 +47,9 @@ def files_below(folder: Path) -> list[Path]:
 
 def _shards_in(folder: str) -> list[str]:
     """All shards in a folder or URL; ValueError where one is missing whose index is there."""
-    shards = places.listed(folder, ".tar")
-    known = {index_place(shard) for shard in shards}
-    for index in places.listed(folder, INDEX_ENDING):
+    shards = locations.listed(folder, ".tar")
+    known = {index_location(shard) for shard in shards}
+    for index in locations.listed(folder, INDEX_ENDING):
         if index not in known:
             raise ValueError(
                 f"{folder} has {PurePosixPath(index).name} and not its shard (.tar): bring the "
@@ -70,17 +70,17 @@ def _items_of(data: str, cache: Path) -> tuple[list[Item], list[str]]:
     suffix = PurePosixPath(data).suffix.lower()
     if suffix in MANIFEST_SUFFIXES:
         return read_manifest(data), []
-    is_pattern = any(sign in data for sign in "*{") and not places.exists(data)
+    is_pattern = any(sign in data for sign in "*{") and not locations.exists(data)
     if suffix == ".tar" or is_pattern:
-        shards = places.matching(data) if is_pattern else [data]
+        shards = locations.matching(data) if is_pattern else [data]
         if not shards:
             raise ValueError(f"{data}: no such shard")
         return read_shards(shards, cache)
     if suffix in MEDIA_SUFFIXES and not Path(data).is_dir():
-        if not places.exists(data):
+        if not locations.exists(data):
             raise ValueError(f"{data}: no such file")
         return [file_item(data, PurePosixPath(data).name, "", "")], []
-    if places.is_url(data):
+    if locations.is_url(data):
         shards = _shards_in(data.rstrip("/"))
         if not shards:
             raise ValueError(f"{data}: no shard (.tar) there; of URLs take shards and manifests")

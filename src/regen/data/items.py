@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
-from regen.data import places
+from regen.data import locations
 from regen.video import PICTURE_SUFFIXES, VIDEO_SUFFIXES
 
 MEDIA_SUFFIXES = VIDEO_SUFFIXES | PICTURE_SUFFIXES
@@ -21,7 +21,7 @@ MEDIA_SUFFIXES = VIDEO_SUFFIXES | PICTURE_SUFFIXES
 class Item:
     """A video or photo. `source` groups pieces of one recording, `name` is the default of it."""
 
-    place: str  # file, or shard; a path or a URL
+    location: str  # file, or shard; a path or a URL
     name: str  # within its folder, manifest or shard; ends in the file's suffix
     source: str
     caption: str
@@ -38,20 +38,24 @@ class Item:
 
     def __str__(self) -> str:
         """As it is named in messages, on one line."""
-        return printable(self.place) if self.start < 0 else f"{printable(self.place)}/{self.name}"
+        return (
+            printable(self.location)
+            if self.start < 0
+            else f"{printable(self.location)}/{self.name}"
+        )
 
     @property
     def key(self) -> str:
         """Tells the content from any other and from what it was before a change."""
-        if self.start < 0 and not places.is_url(self.place):
-            return f"{Path(self.place).resolve()} {self.size} {self.mark}"
-        return f"{self.place} {self.start} {self.size} {self.mark}"
+        if self.start < 0 and not locations.is_url(self.location):
+            return f"{Path(self.location).resolve()} {self.size} {self.mark}"
+        return f"{self.location} {self.start} {self.size} {self.mark}"
 
     def open(self) -> Path | BinaryIO:
         """The path of a local file, else the bytes; OSError where they cannot be had."""
-        if self.start < 0 and not places.is_url(self.place):
-            return Path(self.place)
-        return places.open_bytes(self.place, max(0, self.start), self.size, str(self))
+        if self.start < 0 and not locations.is_url(self.location):
+            return Path(self.location)
+        return locations.open_bytes(self.location, max(0, self.start), self.size, str(self))
 
     @contextmanager
     def as_file(self) -> Iterator[Path]:
@@ -60,7 +64,7 @@ class Item:
         if isinstance(opened, Path):
             yield opened
             return
-        with opened, places.scratch_copy(opened, PurePosixPath(self.name).suffix) as path:
+        with opened, locations.scratch_copy(opened, PurePosixPath(self.name).suffix) as path:
             yield path
 
 
@@ -77,11 +81,11 @@ def printable(name: str) -> str:
     return os.fsencode(name).decode("utf-8", errors="backslashreplace")
 
 
-def file_item(place: str, name: str, source: str, caption: str) -> Item:
+def file_item(location: str, name: str, source: str, caption: str) -> Item:
     """A whole file; one that is not there is found out when it is read."""
     try:
-        size, mark = places.stat(place)
+        size, mark = locations.stat(location)
     except OSError:
         size, mark = -1, ""
     name = printable(name)
-    return Item(place, name, source or name, caption, size, mark=mark)
+    return Item(location, name, source or name, caption, size, mark=mark)

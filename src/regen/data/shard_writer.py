@@ -2,7 +2,7 @@
 
 What goes into which shard follows from the inputs alone, and nothing in a shard tells the time or
 the machine, so the same inputs give the same bytes. A shard that is finished is kept: the same
-command again goes on.
+command again resumes.
 """
 
 import hashlib
@@ -16,12 +16,12 @@ from typing import Any, cast
 
 from tqdm import tqdm
 
-from regen.data import places
+from regen.data import locations
 from regen.data.bad_clips import BadClips
 from regen.data.finding import find_items
 from regen.data.items import Item, line_about
 from regen.data.processes import map_in_order, process_pool
-from regen.data.shards import index_place, read_index, write_index
+from regen.data.shards import index_location, read_index, write_index
 from regen.files import draft
 from regen.video import open_video
 
@@ -45,17 +45,17 @@ def write_shards(
     data: Sequence[str],
     output: str | Path,
     max_shard_bytes: int,
-    max_bad_share: float = 0.05,
+    max_bad_fraction: float = 0.05,
     num_workers: int | None = None,
 ) -> ShardReport:
     """Write what `data` names into `output` as shard-000000.tar, ... of about `max_shard_bytes`.
 
     Every file is decoded to its end first, in `num_workers` processes (None: one a core); what
     cannot be is left out and named in bad_clips.txt. Raises ValueError where that is more than
-    `max_bad_share`, for inputs that are none, and where `output` holds shards of something else, or
-    another process writes to it.
+    `max_bad_fraction`, for inputs that are none, and where `output` holds shards of something else,
+    or another process writes to it.
     """
-    if places.is_url(str(output)):
+    if locations.is_url(str(output)):
         raise ValueError(f"{output}: shards are written to a local folder; copy them from there")
     output = Path(output)
     if output.suffix == ".tar" or output.is_file():
@@ -63,22 +63,22 @@ def write_shards(
     items = find_items(data, output)
     for item in items:
         if item.start >= 0:
-            raise ValueError(f"{item.place} is a shard already; give folders and manifests")
-    with places.only_writer(output):
-        return _write_shards(items, output, max_shard_bytes, max_bad_share, num_workers)
+            raise ValueError(f"{item.location} is a shard already; give folders and manifests")
+    with locations.only_writer(output):
+        return _write_shards(items, output, max_shard_bytes, max_bad_fraction, num_workers)
 
 
 def _write_shards(
     items: list[Item],
     output: Path,
     max_shard_bytes: int,
-    max_bad_share: float,
+    max_bad_fraction: float,
     num_workers: int | None,
 ) -> ShardReport:
     groups = list(_groups(items, max_shard_bytes))
     _check_output(output, len(groups))
     indexes = [_finished(output, number, group) for number, group in enumerate(groups)]
-    bad_clips = BadClips(output / BAD_LIST, len(items), max_bad_share)
+    bad_clips = BadClips(output / BAD_LIST, len(items), max_bad_fraction)
     bad_clips.start([line for index in indexes if index is not None for line in index["bad"]])
     num_kept = len(groups) - indexes.count(None)
     num_done = sum(len(g) for g, one in zip(groups, indexes, strict=True) if one is not None)
@@ -136,7 +136,7 @@ def _check_output(output: Path, num_shards: int) -> None:
 
 def _other_inputs(path: Path) -> ValueError:
     return ValueError(
-        f"{path} is of other inputs, or of another --max-shard-mb: give the same to go on, or "
+        f"{path} is of other inputs, or of another --max-shard-mb: give the same to resume, or "
         "another folder"
     )
 
@@ -151,7 +151,7 @@ def _finished(output: Path, number: int, group: list[Item]) -> dict[str, Any] | 
     path = _shard_path(output, number)
     if not path.exists():
         return None
-    index = read_index(index_place(str(path)), path.stat().st_size)
+    index = read_index(index_location(str(path)), path.stat().st_size)
     if index is not None and index.get("inputs") != _fingerprint(group):
         raise _other_inputs(path)
     return index
@@ -207,7 +207,7 @@ def _write_shard(
         tar_bytes = path.stat().st_size
     except OSError as error:
         raise ValueError(
-            f"{path} cannot be made ({error}); the same command goes on after the shards that are "
+            f"{path} cannot be made ({error}); the same command resumes after the shards that are "
             "whole"
         ) from error
     index = {
@@ -216,7 +216,7 @@ def _write_shard(
         "bad": [one for one in found if isinstance(one, str)],
         "members": members,
     }
-    write_index(Path(index_place(str(path))), index)
+    write_index(Path(index_location(str(path))), index)
     return index
 
 

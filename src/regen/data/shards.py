@@ -21,7 +21,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from regen.data import places
+from regen.data import locations
 from regen.data.captions import MAX_TEXT_BYTES, TEXT_ENDINGS, read_fields
 from regen.data.items import MEDIA_SUFFIXES, PICTURE_SUFFIXES, Item, printable
 from regen.files import write_text
@@ -35,7 +35,7 @@ _COUNTS = frozenset({"num_frames", "width", "height"})
 _NEEDED = _TEXTS | {"start", "size"}
 
 
-def index_place(shard: str) -> str:
+def index_location(shard: str) -> str:
     return f"{shard.removesuffix('.tar')}{INDEX_ENDING}"
 
 
@@ -53,12 +53,12 @@ def read_shards(shards: Sequence[str], cache: Path) -> tuple[list[Item], list[st
 
 def _read_shard(shard: str, cache: Path) -> tuple[list[Item], list[str]]:
     try:
-        size, mark = places.stat(shard)
+        size, mark = locations.stat(shard)
     except OSError as error:
         raise ValueError(f"{shard}: no such shard ({error})") from error
     key = os.fsencode(f"{SCAN_VERSION} {shard} {size} {mark}")
     own = cache / f"{hashlib.sha256(key).hexdigest()[:24]}.index.json"
-    index = read_index(index_place(shard), size) or read_index(str(own), size)
+    index = read_index(index_location(shard), size) or read_index(str(own), size)
     if index is None:
         members, left = _scan(shard)
         if not members:
@@ -66,13 +66,15 @@ def _read_shard(shard: str, cache: Path) -> tuple[list[Item], list[str]]:
             raise ValueError(f"{shard}: holds no clips or photos ({reason})")
         index = {"tar_bytes": size, "members": members, "left": left}
         write_index(own, index)
-    return [Item(place=shard, mark=mark, **one) for one in index["members"]], index.get("left", [])
+    return [Item(location=shard, mark=mark, **one) for one in index["members"]], index.get(
+        "left", []
+    )
 
 
-def read_index(place: str, tar_bytes: int) -> dict[str, Any] | None:
+def read_index(location: str, tar_bytes: int) -> dict[str, Any] | None:
     """The index of a shard of that size; None where there is none, or one of another shard."""
     try:
-        index = json.loads(places.read_all(place))
+        index = json.loads(locations.read_all(location))
     except (OSError, ValueError):
         return None
     if not isinstance(index, dict) or index.get("format") != INDEX_FORMAT:
@@ -109,7 +111,7 @@ def _scan(shard: str) -> tuple[list[dict[str, Any]], list[str]]:
     texts: dict[str, dict[str, str]] = {}  # by the name of the member
     left: list[str] = []
     try:
-        with places.open_stream(shard) as file, tarfile.open(fileobj=file, mode="r:") as tar:
+        with locations.open_stream(shard) as file, tarfile.open(fileobj=file, mode="r:") as tar:
             for member in tar:
                 found = _KEY.match(member.name)
                 if not member.isreg() or _META.match(member.name):

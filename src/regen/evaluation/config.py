@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from regen.data.places import check_outside
+from regen.data.locations import check_outside
 
 Storage = Literal["float32", "bfloat16", "int8"]
 Benchmark = Literal["davis2019", "mcl-jcv"]

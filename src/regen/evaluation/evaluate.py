@@ -1,6 +1,6 @@
 """`regen evaluate`: systems x clips -> a file for each pair, then results.json and report.html.
 
-A pair that has its file is not measured again, so that a run goes on after any end. Processes of
+A pair that has its file is not measured again, so that a run resumes after any end. Processes of
 `accelerate launch` share the clips; all sums are over the files, in the order of the clips, so that
 their number changes nothing.
 """
@@ -411,7 +411,7 @@ def _of_clip(record: dict[str, Any], seeds: list[int]) -> dict[str, Any]:
 
 
 def _mean_of(values: list[Any]) -> Any:
-    """Of numbers, or of lists of one length by place; None where one is not defined."""
+    """Of numbers, or of lists of one length by position; None where one is not defined."""
     if any(one is None for one in values):
         return None
     mean: Any = np.mean(values, axis=0).tolist()

@@ -148,7 +148,7 @@ def _rfvd(
 
 
 def _by_position(values: list[list[float]], chunk_length: int | None) -> list[float]:
-    """Mean over clips by the frame's place in its chunk, or in the clip where there are none.
+    """Mean over clips by the frame's position in its chunk, or in the clip where there are none.
 
     Of clips that have every place, where any has.
     """
@@ -156,7 +156,7 @@ def _by_position(values: list[list[float]], chunk_length: int | None) -> list[fl
     whole = [one for one in values if len(one) >= length]
     longest = length if whole else max(map(len, values))
     those = whole or [one for one in values if len(one) == longest]
-    rows = [[_mean(one[place::length]) for place in range(longest)] for one in those]
+    rows = [[_mean(one[position::length]) for position in range(longest)] for one in those]
     return [float(value) for value in np.mean(rows, axis=0)]
 
 

@@ -37,7 +37,7 @@ class EvalClip:
 
     set_name: str
     name: str
-    place: Item | Path
+    location: Item | Path
     stem: str
 
     @property
@@ -46,10 +46,10 @@ class EvalClip:
 
     @contextmanager
     def as_path(self) -> Iterator[Path]:
-        if isinstance(self.place, Path):
-            yield self.place
+        if isinstance(self.location, Path):
+            yield self.location
             return
-        with self.place.as_file() as path:
+        with self.location.as_file() as path:
             yield path
 
     def read(self, config: EvaluateConfig) -> np.ndarray:
@@ -100,9 +100,11 @@ def find_clips(config: EvaluateConfig) -> tuple[list[EvalClip], dict[str, Any]]:
                 raise ValueError(f"two of --data are called {name}: rename a folder or a manifest")
             sets[name], notes[name] = _clips_of(one, config), {}
     clips = [
-        EvalClip(set_name, name, place, stem_of(name if len(sets) == 1 else f"{set_name}/{name}"))
+        EvalClip(
+            set_name, name, location, stem_of(name if len(sets) == 1 else f"{set_name}/{name}")
+        )
         for set_name, found in sets.items()
-        for name, place in found
+        for name, location in found
     ]
     seen: dict[str, EvalClip] = {}
     for clip in clips:
@@ -248,5 +250,5 @@ METRICS = {
     "flicker": ["flicker", "change of the error from frame to frame, levels of 255"],
     "colour_error": ["colour error", "error of a frame's mean colour, levels of 255"],
     "seam_ratio": ["seam ratio", "step across chunks over step within; 1 is no seam"],
-    "seam_ratio_source": ["source's", "the seam ratio of the source at the same places"],
+    "seam_ratio_source": ["source's", "the seam ratio of the source at the same positions"],
 }

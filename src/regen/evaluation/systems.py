@@ -348,17 +348,17 @@ class FolderSystem:
 
     name: str
     about: dict[str, Any]
-    places: dict[str, Path]  # stem of the clip -> file
+    paths: dict[str, Path]  # stem of the clip -> file
     is_generative: bool = False
     chunk_length: int | None = None
 
     def mark(self, clip: EvalClip) -> str:
-        return sha256_of(self.places[clip.stem])
+        return sha256_of(self.paths[clip.stem])
 
     def reconstruct(
         self, clip: EvalClip, frames: np.ndarray, num_inference_steps: int, seed: int
     ) -> Reconstruction:
-        path = self.places[clip.stem]
+        path = self.paths[clip.stem]
         again = read_prepared(path)
         if again.shape != frames.shape:
             got, expected = (

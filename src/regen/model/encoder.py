@@ -57,9 +57,9 @@ class CausalConv3d(nn.Conv3d):
 
 
 class ChannelRMSNorm(nn.Module):
-    """RMS norm over the channels of each place and frame of `[B, C, T, H, W]`.
+    """RMS norm over the channels of each position and frame of `[B, C, T, H, W]`.
 
-    Choice: RMS norm at each place in place of MAGVIT-v2's GroupNorm. A GroupNorm pools over the
+    Choice: RMS norm at each position in place of MAGVIT-v2's GroupNorm. A GroupNorm pools over the
     picture (and over time, which breaks causality), so what it does depends on the size of the
     picture.
     """

@@ -61,7 +61,7 @@ def _decode_chunk(
     states: list[torch.Tensor] = []
 
     def denoise(noisy: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
-        if before:  # in place: the sampler goes on from the state as it is now
+        if before:  # in place: the sampler continues from the state as it is now
             noisy[:, :, 0] = before[len(states)]
         states.append(noisy[:, :, -1].clone())
         output = model.predict(noisy.to(model.dtype), timestep, latents, frame_times)

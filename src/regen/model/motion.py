@@ -31,12 +31,12 @@ MAX_MOTION = 5.0  # of the latent: 148 pixels; what lies beyond comes from no en
 def motion_basis(frame_times: torch.Tensor, ratio: int, num_terms: int = 2) -> torch.Tensor:
     """(s, 4 s (1 - s), sin 2 pi s, sin 3 pi s, ...) for s = `frame_times` / k: `[..., num_terms]`.
 
-    Outside the chunk the parabola goes on as its tangent: extrapolated motion keeps its speed.
+    Outside the chunk the parabola continues as its tangent: extrapolated motion keeps its speed.
     """
     s = frame_times.float() / ratio
-    bow = torch.where((s < 0) | (s > 1), 4 * torch.minimum(s, 1 - s), 4 * s * (1 - s))
+    quadratic = torch.where((s < 0) | (s > 1), 4 * torch.minimum(s, 1 - s), 4 * s * (1 - s))
     sines = [torch.sin(math.pi * order * s) for order in range(2, num_terms)]
-    return torch.stack([s, bow, *sines], dim=-1)
+    return torch.stack([s, quadratic, *sines], dim=-1)
 
 
 def displacement(
@@ -120,8 +120,8 @@ def warp(picture: torch.Tensor, field: torch.Tensor) -> torch.Tensor:
     # One tall grid for all frames: the picture is not copied for each. x and y stay planes in
     # memory, which `grid_sample` is fastest with.
     grid = rearrange(torch.addcmul(still, field, 2 / size), "b d f h w -> b (f h) w d")
-    seen = F.grid_sample(picture.float(), grid, padding_mode="border", align_corners=False)
-    return rearrange(seen, "b c (f h) w -> b c f h w", f=num_frames)
+    sampled = F.grid_sample(picture.float(), grid, padding_mode="border", align_corners=False)
+    return rearrange(sampled, "b c (f h) w -> b c f h w", f=num_frames)
 
 
 def field_to_next(field: torch.Tensor, to_first: torch.Tensor) -> torch.Tensor:

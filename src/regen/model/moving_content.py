@@ -126,7 +126,7 @@ def predict_detail(
     Here x is what the latents leave open: the video less the draft, over its spread.
     """
     # Choice: noise and the posterior gain are scaled by what is open at each patch, which the
-    # network says itself. Noise of one strength hides what is open in one place and is lost in
+    # network says itself. Noise of one strength hides what is open in one patch and is lost in
     # another. What the network gives is the detail itself: added to the posterior mean of a
     # Gaussian, as in `predict`, it takes noise along that it learns late to remove.
     gain, _ = precondition(timestep, 1.0)

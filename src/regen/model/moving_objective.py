@@ -53,7 +53,7 @@ class MovingObjective(nn.Module):
         self.terms: dict[str, torch.Tensor] = {}
         self.latest = 1.0
         self.term_names: tuple[str, ...] = ("first", "later")
-        if config.noise_only_share < 1:
+        if config.noise_only_fraction < 1:
             self.term_names += ("detail",)
         # In a tuple: no part of this module, and of no checkpoint.
         self._perceptual: tuple[LPIPS, ...] = ()
@@ -67,7 +67,7 @@ class MovingObjective(nn.Module):
         noise = torch.randn(target.shape, generator=generator)
         uniform = torch.rand(len(target), generator=generator)
         timestep = MIN_TIMESTEP + (1 - MIN_TIMESTEP) * DETAIL_START * uniform
-        if float(torch.rand((), generator=generator)) < self.config.noise_only_share:
+        if float(torch.rand((), generator=generator)) < self.config.noise_only_fraction:
             timestep = torch.ones(len(target))
         channels = self.model.config["latent_channels"]
         shape = (len(chunk), channels, 2, chunk.shape[-2] // PATCH, chunk.shape[-1] // PATCH)

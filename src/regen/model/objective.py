@@ -18,11 +18,11 @@ from regen.model.autoencoder import AutoencoderREGEN
 
 @dataclass(frozen=True)
 class ObjectiveConfig:
-    """`noise_only_share`: samples at the timestep that one-step decoding starts from; the others
+    """`noise_only_fraction`: samples at the timestep that one-step decoding starts from; the others
     are uniform below it. `detail_weighting`: see `detail_weights`. `latent_noise`: most of the
-    noise on the latents, in their deviations."""
+    noise on the latents, in their standard deviations."""
 
-    noise_only_share: float = 0.5
+    noise_only_fraction: float = 0.5
     detail_weighting: bool = True
     latent_noise: float = 0.0
     perceptual_weight: float = 0.0
@@ -81,13 +81,13 @@ class REGENObjective(nn.Module):
         """The batch as floats with noise, timesteps and noise on the latents."""
         chunk, target = to_float(batch["chunk"]), to_float(batch["target"])
         noise = torch.randn(target.shape, generator=generator)
-        share = self.config.noise_only_share
+        fraction = self.config.noise_only_fraction
         inputs = {
             "chunk": chunk,
             "target": target,
             "frame_times": batch["frame_times"],
             "noise": noise,
-            "timestep": draw_timesteps(len(target), share, generator, self.latest),
+            "timestep": draw_timesteps(len(target), fraction, generator, self.latest),
         }
         if self.config.latent_noise:
             drawn = draw_latent_noise(chunk, self.model.config["latent_channels"], generator)
@@ -107,15 +107,16 @@ class REGENObjective(nn.Module):
 
         `chunk` `[B, 3, 1 or k + 1, S, S]` and `target` `[B, 3, F, S, S]` in [-1, 1], `frame_times`
         `[B, F]` in frames of the chunk, `noise` like `target`, `timestep` `[B]` in [0, 1].
-        `latent_noise` `[B, 8, 2, h, w]` is added to the latents, in their deviations.
+        `latent_noise` `[B, 8, 2, h, w]` is added to the latents, in their standard deviations.
         """
         prediction_type = self.model.config.prediction_type
         latents = self.model.fill_motion(self.model.encode_chunk(chunk))  # [B, 8, 2, h, w]
         if latent_noise is not None:
-            # Choice: noise on the latents is measured by the deviation of each channel in the
-            # batch. A new model has no statistics yet; a constant, as z_m of an image, gets none.
-            deviation = latents.detach().float().std(dim=(0, 3, 4), keepdim=True)
-            latents = latents + (deviation * latent_noise).to(latents.dtype)
+            # Choice: noise on the latents is measured by the standard deviation of each channel in
+            # the batch. A new model has no statistics yet; a constant, as z_m of an image, gets
+            # none.
+            std = latents.detach().float().std(dim=(0, 3, 4), keepdim=True)
+            latents = latents + (std * latent_noise).to(latents.dtype)
         noisy = add_noise(target, noise, timestep)
         output = self.model.predict(noisy, timestep, latents, frame_times)
         error = output.float() - training_target(target, noise, prediction_type)
@@ -136,17 +137,17 @@ class REGENObjective(nn.Module):
 
 def draw_timesteps(
     batch_size: int,
-    noise_only_share: float,
+    noise_only_fraction: float,
     generator: torch.Generator,
     max_timestep: float = 1.0,
 ) -> torch.Tensor:
-    """Diffusion times `[B]`: `max_timestep` for a share of the samples, the rest uniform below.
+    """Diffusion times `[B]`: `max_timestep` for a fraction of the samples, the rest uniform below.
 
     Choice: half of the samples are at the timestep from which one-step decoding starts. Uniform
     times are never there.
     """
     uniform = torch.rand(batch_size, generator=generator).clamp_min(1e-3)
-    noise_only = torch.rand(batch_size, generator=generator) < noise_only_share
+    noise_only = torch.rand(batch_size, generator=generator) < noise_only_fraction
     return max_timestep * torch.where(noise_only, torch.ones(batch_size), uniform)
 
 
@@ -155,7 +156,8 @@ def draw_latent_noise(
 ) -> torch.Tensor:
     """Noise for the latents of `chunk` `[B, 3, T, H, W]`: `[B, latent_channels, 2, h, w]`.
 
-    Choice: its deviation is uniform from 0 to 1 for each sample. Clean latents must decode as well.
+    Choice: its standard deviation is uniform from 0 to 1 for each sample. Clean latents must decode
+    as well.
     """
     batch_size, height, width = len(chunk), chunk.shape[-2] // PATCH, chunk.shape[-1] // PATCH
     strength = torch.rand(batch_size, 1, 1, 1, 1, generator=generator)

@@ -61,8 +61,8 @@ class LPIPS(nn.Module):
         for name, tensor in tensors.items():
             self.register_buffer(name.replace(".", "_"), tensor.float(), persistent=False)
         self.register_buffer("mean", torch.tensor(_MEAN).view(1, 3, 1, 1), persistent=False)
-        deviation = torch.tensor(_STANDARD_DEVIATION).view(1, 3, 1, 1)
-        self.register_buffer("standard_deviation", deviation, persistent=False)
+        std = torch.tensor(_STANDARD_DEVIATION).view(1, 3, 1, 1)
+        self.register_buffer("standard_deviation", std, persistent=False)
 
     def forward(self, frames: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
         smallest = MIN_SIDE[self.network]
@@ -81,8 +81,8 @@ class LPIPS(nn.Module):
     def _features(self, frames: torch.Tensor) -> list[torch.Tensor]:
         """Of each level, of unit length over its channels."""
         levels = []
-        mean, deviation = self.get_buffer("mean"), self.get_buffer("standard_deviation")
-        hidden_states = (frames.float() - mean) / deviation
+        mean, std = self.get_buffer("mean"), self.get_buffer("standard_deviation")
+        hidden_states = (frames.float() - mean) / std
         hidden_states = hidden_states.contiguous(memory_format=torch.channels_last)  # faster
         for index, padding, stride, pool, is_level in _LAYERS[self.network]:
             if pool:

@@ -19,7 +19,7 @@ class ReproduceConfig:
     eval_data: Path | None = None
     """Folder of clips to measure on; none of them may be in --data."""
     output: Path = Path("runs/reproduce")
-    """Folder of models and tables; the same command again goes on, other experiments share it."""
+    """Folder of models and tables; the same command again resumes, other experiments share it."""
     minutes: float = 60.0
     """Training of each model, in minutes: the same for all. 0 (paper size only): the paper's
     iterations."""

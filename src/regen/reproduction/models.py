@@ -1,7 +1,7 @@
 """Models for the tables: trained where they are missing, each for the same time.
 
 How many iterations fit into the time is measured before a run and kept beside it, so that a run
-which is stopped goes on as the same run.
+which is stopped resumes as the same run.
 """
 
 import json
@@ -24,9 +24,9 @@ from regen.training.recipes import RECIPES
 
 PROBE_STEPS = 1000  # iterations of the run that a probe pretends to be
 PROBE_PLACES = (0.0, 0.25, 0.5, 0.75)  # of it; the adversarial losses begin at a third
-WARMUP_SHARE = 0.1
+WARMUP_FRACTION = 0.1
 VALIDATIONS = 4  # of a run: whether its curve is flat; 1 where they would take too long
-VALIDATION_SHARE = 0.25  # most of a run's time that its validations take, but for one clip
+VALIDATION_FRACTION = 0.25  # most of a run's time that its validations take, but for one clip
 SMALL = {"crop": 64, "video_batch_size": 8, "image_batch_size": 16}
 # Paper: B.2.1, 128 x 128, 6 images or 2 videos a GPU, 200K iterations.
 PAPER_MAGVIT = {
@@ -75,7 +75,7 @@ def trained(config: ReproduceConfig, preset: str, seed: int) -> Trained:
     run = replace(
         base,
         steps=steps,
-        warmup_steps=min(base.warmup_steps, int(WARMUP_SHARE * steps)),
+        warmup_steps=min(base.warmup_steps, int(WARMUP_FRACTION * steps)),
         validate_every=-(-steps // planned.get("validations", VALIDATIONS)),
         validation_clips=planned.get("validation_clips", 0),
         checkpoint_every=max(1, min(500, steps // 4)),
@@ -84,7 +84,10 @@ def trained(config: ReproduceConfig, preset: str, seed: int) -> Trained:
     check_run_config(output / "config.json", run, int(os.environ.get("WORLD_SIZE", 1)))
     _check_data(output / "config.json", run)
     if not (output / "model" / "config.json").exists():
-        print(f"{preset}, seed {seed}: {steps} steps, {planned['said']}", flush=True)
+        print(
+            f"{preset}, seed {seed}: {steps} steps, {planned.get('summary', planned.get('said'))}",
+            flush=True,
+        )
         train(run)
     lines = map(json.loads, (output / "validation.jsonl").read_text().splitlines())
     quarters = {round(one["step"] * VALIDATIONS / steps): one for one in lines}
@@ -120,17 +123,17 @@ def _train_config(config: ReproduceConfig, preset: str, seed: int, output: Path)
 def _plan(config: TrainConfig, minutes: float) -> dict[str, Any]:
     """How many iterations take `minutes`; 0: as many as `config` says."""
     if minutes == 0:
-        plan = {"steps": config.steps, "said": "the paper's number"}
+        plan = {"steps": config.steps, "summary": "the paper's number"}
         return plan | {"validations": VALIDATIONS, "validation_clips": 0}
     seconds, clip_seconds, num_clips, clock = seconds_per_step(config)
     steps = max(1, round(60 * minutes / seconds))
-    affordable = VALIDATION_SHARE * 60 * minutes / clip_seconds
+    affordable = VALIDATION_FRACTION * 60 * minutes / clip_seconds
     validations = VALIDATIONS if affordable >= VALIDATIONS else 1
     return {
         "steps": steps,
         "seconds_per_step": seconds,
         "clock": clock,
-        "said": f"{minutes:g} minutes at {seconds:.3f} s of {clock} each",
+        "summary": f"{minutes:g} minutes at {seconds:.3f} s of {clock} each",
         "validations": validations,
         "validation_clips": min(num_clips, max(1, int(affordable / validations))),
         "seconds_per_validation_clip": clip_seconds,
@@ -163,8 +166,8 @@ def seconds_per_step(config: TrainConfig) -> tuple[float, float, int, str]:
             item = _first_of(batches, begin, is_image)
             if item is None:
                 continue
-            share = probe.image_share if is_image else 1 - probe.image_share
-            mean += share * _time_step(run, batches, item, clock) / len(PROBE_PLACES)
+            fraction = probe.image_fraction if is_image else 1 - probe.image_fraction
+            mean += fraction * _time_step(run, batches, item, clock) / len(PROBE_PLACES)
     num_clips, run.held_out = len(run.held_out), run.held_out[:1]
     start = clock()
     run.validate(run, None)

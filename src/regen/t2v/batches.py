@@ -94,31 +94,32 @@ class LatentClips:
 
 class LatentBatch(TypedDict):
     """`latents` `[B, 8, n, h, w]`, `prompt_embeds` `[B, L, E]`, `prompt_mask` bool `[B, L]`;
-    `num_given` `[B]`: latent frames that the model is given. `task`: image or video."""
+    `num_conditioning` `[B]`: latent frames that the model is given. `task`: image or video."""
 
     latents: torch.Tensor
     prompt_embeds: torch.Tensor
     prompt_mask: torch.Tensor
-    num_given: torch.Tensor
+    num_conditioning: torch.Tensor
     task: str
 
 
 @dataclass(frozen=True)
 class LatentBatchConfig:
-    """`image_steps`: first iterations, of images alone; then `image_share` of them are.
+    """`image_steps`: first iterations, of images alone; then `image_fraction` of them are.
 
-    `num_chunks`: the most of a video in a sample. `caption_dropout`: share of captions that are
-    replaced by the empty one. `given_share`: of the videos whose first latent frames are given.
+    `num_chunks`: the most of a video in a sample. `caption_dropout`: fraction of captions that are
+    replaced by the empty one. `conditioning_fraction`: of the videos whose first latent frames are
+    given.
     """
 
     seed: int
     image_steps: int
-    image_share: float
+    image_fraction: float
     image_batch_size: int
     video_batch_size: int
     num_chunks: int
     caption_dropout: float
-    given_share: float
+    conditioning_fraction: float
 
 
 class LatentBatches:
@@ -151,7 +152,7 @@ class LatentBatches:
         if step < self.config.image_steps or not self.videos:
             return True
         rng = np.random.default_rng([self.config.seed, step, KIND_STREAM])
-        return bool(rng.random() < self.config.image_share)
+        return bool(rng.random() < self.config.image_fraction)
 
     def __getitem__(self, step: int) -> LatentBatch:
         config = self.config
@@ -178,20 +179,22 @@ class LatentBatches:
             "latents": torch.stack(latents),
             "prompt_embeds": embeds,
             "prompt_mask": mask,
-            "num_given": torch.from_numpy(self._draw_given(rng, shape[0], batch_size)),
+            "num_conditioning": torch.from_numpy(
+                self._draw_conditioning(rng, shape[0], batch_size)
+            ),
             "task": "image" if is_image else "video",
         }
 
-    def _draw_given(
+    def _draw_conditioning(
         self, rng: np.random.Generator, num_latent_frames: int, batch_size: int
     ) -> np.ndarray:
         # Choice: where latent frames are given, it is one (an image) or two (a chunk), as often.
-        # So the same weights make text to video, image to video, and go on from a video.
+        # So the same weights make text to video, image to video, and continue from a video.
         most = min(2, num_latent_frames - 1)
         if most < 1:
             return np.zeros(batch_size, dtype=np.int64)
         counts = rng.integers(1, most + 1, size=batch_size)
-        return np.where(rng.random(batch_size) < self.config.given_share, counts, 0)
+        return np.where(rng.random(batch_size) < self.config.conditioning_fraction, counts, 0)
 
 
 def pad_texts(texts: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:

@@ -8,7 +8,7 @@ from regen.training.config import RunConfig
 
 @dataclass(frozen=True)
 class GeneratorConfig(RunConfig):
-    """Train a text-to-video model on cached latents. The same command again goes on."""
+    """Train a text-to-video model on cached latents. The same command again resumes."""
 
     data: tuple[str, ...]
     """Folders of latents and captions that regen cache wrote."""
@@ -19,15 +19,15 @@ class GeneratorConfig(RunConfig):
     """Where the one that made the captions' embeddings is now, if the cache does not know."""
     init: str | None = None
     """Start from this text-to-video model, a folder OUTPUT/model or a hub id, made from latents and
-    texts of the same encoders. What does not fit the preset is named and starts anew."""
+    texts of the same encoders. What does not fit the preset is named and randomly initialised."""
     preset: str = "t2v_tiny"
     """Model configuration: t2v_nano, t2v_tiny, t2v_1b, t2v_5b (regen.t2v.presets)."""
     patch_size: int = 2
-    """Latent places on a side of a token: 1 is finer and costs four times as much, or more."""
+    """latent positions on a side of a token: 1 is finer and costs four times as much, or more."""
     image_steps: int = 0
     """First iterations, on images alone (content latents); then images and videos are mixed."""
-    image_share: float = 0.2
-    """Share of the iterations after them that are images."""
+    image_fraction: float = 0.2
+    """Fraction of the iterations after them that are images."""
     image_batch_size: int = 64
     """Images per iteration and process."""
     video_batch_size: int = 32
@@ -35,14 +35,14 @@ class GeneratorConfig(RunConfig):
     num_chunks: int = 4
     """The longest sample, in chunks of k + 1 frames; longer videos give random parts."""
     caption_dropout: float = 0.1
-    """Share of samples without their caption, for guidance."""
-    given_share: float = 0.2
-    """Share of videos of which the first latent frame, or the first chunk, is given: for image to
-    video, and to go on from a video."""
+    """Fraction of samples without their caption, for guidance."""
+    conditioning_fraction: float = 0.2
+    """Fraction of videos of which the first latent frame, or the first chunk, is given: for image
+    to video, and to continue from a video."""
     logit_mean: float = 0.0
     """Timesteps are logit-normal; above 0 more of them are noisy."""
     logit_std: float = 1.0
-    """Deviation of the timesteps' logits."""
+    """Standard deviation of the timesteps' logits."""
     timestep_shift: float = 1.0
     """Above 1 training and sampling see more noise, as large pictures want: 3 in SD3."""
     learning_rate: float = 5e-4
@@ -67,7 +67,7 @@ class GeneratorConfig(RunConfig):
             self._check_range(name, 1, float("inf"))
         for name in ("image_steps", "validation_sources", "guidance_scale"):
             self._check_range(name, 0, float("inf"))
-        for name in ("image_share", "caption_dropout", "given_share"):
+        for name in ("image_fraction", "caption_dropout", "conditioning_fraction"):
             self._check_range(name, 0, 1)
         for name in ("logit_std", "timestep_shift"):
             if not 0 < getattr(self, name) < float("inf"):

@@ -20,7 +20,7 @@ from regen.video import Rehearsed, VideoWriter, check_output, open_video
 @dataclass(frozen=True)
 class Request:
     """What to generate; None: as the model was trained. `image`: a picture that is the first frame.
-    `video`: a file to go on from. `frame_rate` in frames/s: of `video` if None, else 24."""
+    `video`: a file to continue from. `frame_rate` in frames/s: of `video` if None, else 24."""
 
     prompt: str
     negative_prompt: str = ""
@@ -50,7 +50,9 @@ def check_generate(request: Request, output: Path) -> None:
     if request.frame_rate is not None and request.frame_rate <= 0:
         raise ValueError(f"--frame-rate is a positive number, got {request.frame_rate}")
     if output.suffix.lower() == ".png" and request.num_frames != 1:
-        raise ValueError(f"{output}: a .png holds one frame; give --frames 1, or end it in .mp4")
+        raise ValueError(
+            f"{output}: a .png holds one frame; give --frames 1, or an output that ends in .mp4"
+        )
     for path in (request.image, request.video):
         if path is None:
             continue

@@ -1,7 +1,7 @@
 """`RegenTextToVideoPipeline`: a prompt -> latents -> a video (Sec. 4.2), as a diffusers pipeline.
 
 The transformer denoises REGEN latents, an `AutoencoderREGEN` decodes them. Latent frames may be
-given: the content of an image, or a video's last chunk, from which the generated ones go on.
+given: the content of an image, or a video's last chunk, which the generated ones continue.
 """
 
 import inspect
@@ -39,7 +39,7 @@ class RegenPipelineOutput(BaseOutput):
 
 
 class RegenTextToVideoPipeline(DiffusionPipeline):
-    """Text to video, also from a first image, also on from a video.
+    """Text to video, also from a first image, also continuing a video.
 
     `text_encoder` and `tokenizer`: any that transformers has; without them the pipeline takes
     embeddings. `scheduler`: of flow matching (FlowMatchEulerDiscreteScheduler, FlowMatchHeun...,
@@ -100,7 +100,7 @@ class RegenTextToVideoPipeline(DiffusionPipeline):
         pt `[..., 3, H, W]` in [0, 1] (np also uint8), fitted to the size. `guidance_scale` 1: no
         guidance, half the cost. `latents`: the noise to start from, `[B, 8, n, h, w]`, without what
         is given. `num_decoding_steps`: of the embedder's decoder. `callback_on_step_end(pipeline,
-        step, timestep, tensors)` may return tensors to go on with; its latents are normalised by
+        step, timestep, tensors)` may return tensors to continue with; its latents are normalised by
         the transformer's statistics, those of `output_type="latent"` are the embedder's.
 
         Raises ValueError, in one line, for what cannot be generated.
@@ -151,7 +151,7 @@ class RegenTextToVideoPipeline(DiffusionPipeline):
                     "one for each"
                 )
             negative = _repeat(negative, num_videos_per_prompt)
-        given = self._encode_given(image, video, height, width, batch_size)
+        given = self._encode_conditioning(image, video, height, width, batch_size)
         # An image is the first frame of what is returned, a video is before it.
         num_latent_frames = geometry.num_latent_frames(num_frames) - (image is not None)
         size = (-(-height // space), -(-width // space))
@@ -165,7 +165,7 @@ class RegenTextToVideoPipeline(DiffusionPipeline):
             raise ValueError(f"latents are {list(shape)}, got {list(latents.shape)}")
         latents = latents.to(device, torch.float32)
         if num_latent_frames:
-            num_given, known = given.shape[2], self.transformer.normalize_latents(given)
+            num_conditioning, known = given.shape[2], self.transformer.normalize_latents(given)
             latents = self._denoise(
                 known,
                 latents,
@@ -178,7 +178,7 @@ class RegenTextToVideoPipeline(DiffusionPipeline):
                 callback_on_step_end_tensor_inputs,
             )
             whole = self.transformer.denormalize_latents(torch.cat([known, latents], dim=2))
-            latents = whole[:, :, num_given:]
+            latents = whole[:, :, num_conditioning:]
         if image is not None:
             latents = torch.cat([given, latents], dim=2)
         frames = latents
@@ -219,11 +219,11 @@ class RegenTextToVideoPipeline(DiffusionPipeline):
         with self.progress_bar(total=len(timesteps)) as bar:
             for index, timestep in enumerate(timesteps):
                 latents, embeds = tensors["latents"], tensors["prompt_embeds"]
-                share = timestep / self.scheduler.config.num_train_timesteps
-                velocity = self._predict(given, latents, share, embeds, mask)
+                fraction = timestep / self.scheduler.config.num_train_timesteps
+                velocity = self._predict(given, latents, fraction, embeds, mask)
                 if negative is not None:
                     other_text = tensors["negative_prompt_embeds"]
-                    other = self._predict(given, latents, share, other_text, negative[1])
+                    other = self._predict(given, latents, fraction, other_text, negative[1])
                     velocity = other + guidance_scale * (velocity - other)
                 stepped = self.scheduler.step(
                     velocity, timestep, latents, **options, return_dict=False
@@ -288,14 +288,14 @@ class RegenTextToVideoPipeline(DiffusionPipeline):
         mask: torch.Tensor,
     ) -> torch.Tensor:
         """eps - x of `latents` at `timestep` in [0, 1], beside what is given at 0; float32."""
-        num_given = given.shape[2]
+        num_conditioning = given.shape[2]
         states = torch.cat([given, latents], dim=2)
         times = torch.zeros(states.shape[0], states.shape[2], device=states.device)
-        times[:, num_given:] = timestep
+        times[:, num_conditioning:] = timestep
         output = self.transformer(states, text, times, mask, return_dict=False)[0]
-        return output[:, :, num_given:].float()
+        return output[:, :, num_conditioning:].float()
 
-    def _encode_given(
+    def _encode_conditioning(
         self, image: Any, video: Any, height: int, width: int, batch_size: int
     ) -> torch.Tensor:
         """Latents of what is given: `[B, 8, 0, 1 or 2, h, w]` without, of an image, of a video."""
@@ -315,8 +315,8 @@ class RegenTextToVideoPipeline(DiffusionPipeline):
         )
         if video is not None and pixels.shape[2] < length:
             raise ValueError(
-                f"a video to go on from has {length} frames or more, a whole chunk of this model, "
-                f"got {pixels.shape[2]}"
+                f"a video to continue from has {length} frames or more, a whole chunk of this "
+                f"model, got {pixels.shape[2]}"
             )
         pixels = pixels[:, :, -length:] if video is not None else pixels
         latents = self.vae.encode(pixels.to(self._execution_device)).latents

@@ -59,7 +59,7 @@ class GeneratorObjective(nn.Module):
 
     def prepare(self, batch: Mapping[str, Any], generator: torch.Generator) -> Inputs:
         """A `LatentBatch` with noise and timesteps."""
-        names = ("latents", "num_given", "prompt_embeds", "prompt_mask")
+        names = ("latents", "num_conditioning", "prompt_embeds", "prompt_mask")
         inputs = {name: batch[name] for name in names}
         noise = torch.randn(inputs["latents"].shape, generator=generator)
         config = self.config
@@ -73,24 +73,26 @@ class GeneratorObjective(nn.Module):
         latents: torch.Tensor,
         noise: torch.Tensor,
         timestep: torch.Tensor,
-        num_given: torch.Tensor,
+        num_conditioning: torch.Tensor,
         prompt_embeds: torch.Tensor,
         prompt_mask: torch.Tensor,
     ) -> torch.Tensor:
         """Losses of the samples, `[B]`, from the embedder's `latents` `[B, 8, n, h, w]`.
 
-        `noise` like `latents`; `timestep` `[B]` in [0, 1]; `num_given` `[B]`: first latent frames
-        that stay as they are, at timestep 0.
+        `noise` like `latents`; `timestep` `[B]` in [0, 1]; `num_conditioning` `[B]`: first latent
+        frames that stay as they are, at timestep 0.
         """
         latents = self.model.normalize_latents(latents)
-        is_given = torch.arange(latents.shape[2], device=latents.device) < num_given[:, None]
-        times = torch.where(is_given, 0, timestep[:, None])  # [B, n]
+        is_conditioning = (
+            torch.arange(latents.shape[2], device=latents.device) < num_conditioning[:, None]
+        )
+        times = torch.where(is_conditioning, 0, timestep[:, None])  # [B, n]
         t = times[:, None, :, None, None]
         noisy = (1 - t) * latents + t * noise
         output = self.model(noisy, prompt_embeds, times, prompt_mask, return_dict=False)[0]
         error = output.float() - training_target(latents, noise, "v_prediction")
         losses = error.square().mean(dim=(1, 3, 4))  # [B, n]
-        weights = (~is_given).float()
+        weights = (~is_conditioning).float()
         return (losses * weights).sum(1) / weights.sum(1)
 
     def sample(self, generate: Callable[[], torch.Tensor]) -> torch.Tensor:
@@ -152,7 +154,7 @@ class GeneratorTask:
                     "latents": every,
                     "noise": noise,
                     "timestep": torch.tensor(VALIDATION_TIMESTEPS),
-                    "num_given": torch.zeros(len(VALIDATION_TIMESTEPS), dtype=torch.long),
+                    "num_conditioning": torch.zeros(len(VALIDATION_TIMESTEPS), dtype=torch.long),
                     "prompt_embeds": embeds,
                     "prompt_mask": mask,
                 }
@@ -289,7 +291,7 @@ def take_transformer(model: RegenTransformer3DModel, init: str, info: dict[str, 
 
 
 def agree_on_latents(path: Path, info: dict[str, Any], accelerator: Accelerator) -> None:
-    """Keep in `path` what made the latents of a run. ValueError where it goes on with others."""
+    """Keep in `path` what made the latents of a run. ValueError where it resumes with others."""
     ours = {name: info[name] for name in MADE_BY}
     with accelerator.main_process_first():
         theirs = json.loads(path.read_text()) if path.is_file() else ours

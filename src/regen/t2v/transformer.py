@@ -35,7 +35,7 @@ def latent_positions(num_latent_frames: int, height: int, width: int) -> torch.T
 
 
 def rotary_embedding(positions: torch.Tensor, axes_dims: Sequence[int], theta: float) -> Rotation:
-    """Rotations of the pairs of a head's channels, a share of them for each axis of `positions`.
+    """Rotations of the pairs of a head's channels, a part of them for each axis of `positions`.
 
     RoFormer (Su et al., 2021) on several axes. `positions` `[N, axes]`; float32.
     """
@@ -57,7 +57,7 @@ def rotate(states: torch.Tensor, rotation: Rotation) -> torch.Tensor:
 class JointAttention(nn.Module, AttentionModuleMixin):
     """Attention over text and latent tokens together, each with its own projections (SD3).
 
-    Queries and keys are RMS-normalised; those of latents are rotated by their places. Text has
+    Queries and keys are RMS-normalised; those of latents are rotated by their positions. Text has
     none: it is at 0 on every axis, and tells latents where that is. `context_pre_only`: text is
     attended to, and does not attend.
     """
@@ -174,7 +174,7 @@ class RegenTransformer3DModel(ModelMixin, ConfigMixin, LatentStatistics):
     """The MMDiT of Sec. 4.2 as a diffusers model.
 
     `num_layers` blocks of `num_attention_heads` x `attention_head_dim` on patches of `patch_size` x
-    `patch_size` latent places. `joint_attention_dim`: width of the text embeddings.
+    `patch_size` latent positions. `joint_attention_dim`: width of the text embeddings.
     `axes_dims_rope`: a head's channels that tell chunk, kind (content or motion), row and column.
     `sample_height`, `sample_width` (in latents) and `sample_frames` (of the video): what it was
     trained on, and what a pipeline makes if nobody says otherwise.
@@ -227,15 +227,15 @@ class RegenTransformer3DModel(ModelMixin, ConfigMixin, LatentStatistics):
         self.proj_out = nn.Linear(dim, in_channels * patch_size**2)
         # Choice: the text-to-video model normalises latents by the statistics of its own data.
         # Those of the embedder are of other clips: where little moves, motion latents have a
-        # quarter of their deviation, and would drown in the noise.
+        # quarter of their standard deviation, and would drown in the noise.
         self.register_buffer("latents_mean", torch.zeros(in_channels, 2))
         self.register_buffer("latents_std", torch.ones(in_channels, 2))
         self.gradient_checkpointing = False
         self._init_weights()
 
     def set_latent_statistics(self, mean: torch.Tensor, std: torch.Tensor) -> None:
-        """Mean and deviation `[8, 2]` (content, motion) of the latents to be learned, as the
-        embedder gives them; channels that hardly vary count as varying by `MIN_DEVIATION`."""
+        """Mean and standard deviation `[8, 2]` (content, motion) of the latents to be learned, as
+        the embedder gives them; channels that hardly vary count as varying by `MIN_DEVIATION`."""
         self.latents_mean.copy_(mean)
         self.latents_std.copy_(std.clamp_min(MIN_DEVIATION))
 
@@ -284,8 +284,8 @@ class RegenTransformer3DModel(ModelMixin, ConfigMixin, LatentStatistics):
         rotation = rotary_embedding(positions, self.config.axes_dims_rope, self.config.rope_theta)
         attn_mask = None
         if encoder_attention_mask is not None:
-            latents_seen = encoder_attention_mask.new_ones(batch, num_frames * rows * columns)
-            attn_mask = torch.cat([encoder_attention_mask, latents_seen], dim=1)[:, None, None]
+            latents_mask = encoder_attention_mask.new_ones(batch, num_frames * rows * columns)
+            attn_mask = torch.cat([encoder_attention_mask, latents_mask], dim=1)[:, None, None]
         for block in self.transformer_blocks:
             inputs = (tokens, context, temb, context_temb, rotation, attn_mask)
             if self.gradient_checkpointing and torch.is_grad_enabled():

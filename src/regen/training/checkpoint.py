@@ -37,8 +37,8 @@ def local_piece(tensor: torch.Tensor) -> tuple[torch.Tensor, list[int]]:
         return tensor.detach(), offset
     assert tensor.device_mesh.ndim == 1 and tensor.placements[0].is_shard()
     dim, mesh = tensor.placements[0].dim, tensor.device_mesh  # type: ignore[attr-defined]
-    share = -(-tensor.shape[dim] // mesh.size())  # as torch.chunk: the last ones have less
-    offset[dim] = min(mesh.get_local_rank() * share, tensor.shape[dim])
+    fraction = -(-tensor.shape[dim] // mesh.size())  # as torch.chunk: the last ones have less
+    offset[dim] = min(mesh.get_local_rank() * fraction, tensor.shape[dim])
     return tensor.to_local().detach(), offset
 
 

@@ -1,7 +1,7 @@
 """Chunks of videos with their motion, estimated once and kept on disk: what later frames train on.
 
-A folder for each ratio, of arrays that grow by one chunk at a time; the same command goes on where
-it stopped. Colours and flips are drawn anew each time that a chunk is read.
+A folder for each ratio, of arrays that grow by one chunk at a time; the same command resumes where
+it stopped. Colours and flips are drawn again each time that a chunk is read.
 """
 
 import json
@@ -132,10 +132,12 @@ class ChunkStore:
         wanted = np.sort(
             rng.choice(len(times), num_targets, replace=False, p=chance / chance.sum())
         )
-        places = np.concatenate([np.arange(1, length), np.arange(length + 1, length + NUM_EXTRAS)])
+        positions = np.concatenate(
+            [np.arange(1, length), np.arange(length + 1, length + NUM_EXTRAS)]
+        )
         return {
             "chunk": frames[:, :length],
-            "target": frames[:, places[wanted]],
+            "target": frames[:, positions[wanted]],
             "frame_times": times[wanted],
             "following": frames[:, length],
             "motion": motion,
@@ -150,11 +152,11 @@ class ChunkBatches(Dataset[Batch]):
         self,
         images: TrainingBatches,
         stores: dict[int, ChunkStore],
-        image_share: float,
+        image_fraction: float,
         num_targets: int,
     ) -> None:
         self.images, self.stores = images, stores
-        self.image_share, self.num_targets = image_share, num_targets
+        self.image_fraction, self.num_targets = image_fraction, num_targets
         self.rank = images.rank
 
     def __len__(self) -> int:
@@ -163,7 +165,7 @@ class ChunkBatches(Dataset[Batch]):
     def __getitem__(self, step: int) -> Batch:
         self.images.rank = self.rank
         rng = np.random.default_rng([self.images.config.seed, self.rank, step, CHUNK_STREAM])
-        if not self.stores or rng.random() < self.image_share:
+        if not self.stores or rng.random() < self.image_fraction:
             return self.images.images_of(step)
         ratios = sorted(self.stores)
         weights = np.array([RATIO_WEIGHTS[ratio] for ratio in ratios])

@@ -5,13 +5,22 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
-from regen.data.places import check_outside
+from regen.data.locations import check_outside
 from regen.model.presets import MAGVIT_PRESETS, PRESETS
+
+# Old names of options, which this version still takes, and finds in the config.json of a run.
+RENAMED = {
+    "cooldown_share": "cooldown_fraction",
+    "image_share": "image_fraction",
+    "noise_only_share": "noise_only_fraction",
+    "max_bad_share": "max_bad_fraction",
+    "given_share": "conditioning_fraction",
+}
 
 # Options that may change between the start of a run and its resumption.
 FREE_OPTIONS = {
     "output", "cache", "chunk_cache", "num_workers", "validate_every", "validation_clips",
-    "checkpoint_every", "data", "max_bad_share",
+    "checkpoint_every", "data", "max_bad_fraction",
     "keep_last", "keep_every", "tracker",
     "learning_rate",  # lower, where the loss was not finite
     "embedder", "text_encoder",  # where they are; what they are is checked
@@ -22,7 +31,7 @@ FREE_OPTIONS = {
 
 @dataclass(frozen=True)
 class RunConfig:
-    """What every run of the loop has, whatever it trains. The same command again goes on."""
+    """What every run of the loop has, whatever it trains. The same command again resumes."""
 
     data: tuple[str, ...]
     """What to train on."""
@@ -36,8 +45,8 @@ class RunConfig:
     """Peak learning rate."""
     warmup_steps: int = 200
     """Iterations of linear warm-up."""
-    cooldown_share: float = 0.25
-    """Last share of the iterations, over which the learning rate falls linearly to 0."""
+    cooldown_fraction: float = 0.25
+    """Last fraction of the iterations, over which the learning rate falls linearly to 0."""
     weight_decay: float = 0.01
     """Weight decay (matrices only)."""
     ema_decay: float = 0.999
@@ -51,7 +60,7 @@ class RunConfig:
     gradient_accumulation_steps: int = 1
     """Batches per iteration and process. 1 process x 2 is the same as 2 processes x 1."""
     gradient_checkpointing: bool = False
-    """Compute the blocks anew in the backward pass: less memory, more time."""
+    """Compute the blocks again in the backward pass: less memory, more time."""
     shard: bool = False
     """Split weights, averages and moments among the processes (FSDP2): for large models."""
     seed: int = 0
@@ -79,7 +88,7 @@ class RunConfig:
             self._check_range(name, 1, float("inf"))
         for name in ("warmup_steps", "num_workers", "seed", "keep_every", "weight_decay"):
             self._check_range(name, 0, float("inf"))
-        for name in ("cooldown_share", "ema_decay"):
+        for name in ("cooldown_fraction", "ema_decay"):
             self._check_range(name, 0, 1)
         if not 0 < self.learning_rate < float("inf"):
             raise ValueError(f"--learning-rate is a positive number, got {self.learning_rate}")
@@ -102,20 +111,20 @@ class RunConfig:
 
 @dataclass(frozen=True)
 class TrainConfig(RunConfig):
-    """Train an embedder on clips and photos. The same command again goes on."""
+    """Train an embedder on clips and photos. The same command again resumes."""
 
     data: tuple[str, ...]
-    """Folders of clips and photos (MP4, MOV, WebM, GIF, PNG, JPEG, ...), searched to the bottom;
+    """Folders of clips and photos (MP4, MOV, WebM, GIF, PNG, JPEG, ...), searched recursively;
     manifests (.csv, .jsonl, .parquet); shards (.tar, folders of them). Shards and manifests also as
     URLs (s3://, gs://, https://, ...). docs/data.md tells more."""
     init: str | None = None
     """Start from this model: name of embedded weights, a folder, or a hub id. What does not fit the
-    preset is named and starts anew."""
+    preset is named and randomly initialised."""
     train_only: Literal["all", "decoder"] = "all"
     """decoder: the encoder of --init stays as it is, and so do its latents."""
     latent_noise: float = 0.0
-    """Noise on the latents that the decoder learns from, in their deviations, from 0 to this for
-    each sample: so that it forgives what a generative model makes."""
+    """Noise on the latents that the decoder learns from, in their standard deviations, from 0 to
+    this for each sample: so that it forgives what a generative model makes."""
     preset: str = "natural_32x"
     """Model configuration; one of regen.model.presets. magvit_... is the paper's baseline."""
     perceptual_weights: Path | None = None
@@ -136,11 +145,11 @@ class TrainConfig(RunConfig):
     """Videos per iteration and process."""
     image_batch_size: int = 32
     """Images per iteration and process."""
-    image_share: float = 0.2
-    """Share of the iterations that are images."""
+    image_fraction: float = 0.2
+    """Fraction of the iterations that are images."""
     shapes: Literal["square", "aspect"] = "square"
-    """square: crops of --crop pixels at random places. aspect: whole pictures in their own aspect
-    ratio, each iteration of one shape: images of --image-size, videos of --video-size."""
+    """square: crops of --crop pixels at random positions. aspect: whole pictures in their own
+    aspect ratio, each iteration of one shape: images of --image-size, videos of --video-size."""
     crop: int = 96
     """Pixels on a side of the square crops, a multiple of 32."""
     image_size: int = 256
@@ -150,9 +159,9 @@ class TrainConfig(RunConfig):
     num_targets: int = 3
     """Frames decoded of each video: random ones, so that an iteration sees more videos."""
     other_tasks: float = 0.3
-    """Share of interpolation and extrapolation at the last iteration; it grows linearly from 0."""
-    noise_only_share: float = 0.5
-    """Share of samples at timestep 1 (pure noise), which decide one-step quality."""
+    """Fraction of interpolation and extrapolation at the last iteration; grows linearly from 0."""
+    noise_only_fraction: float = 0.5
+    """Fraction of samples at timestep 1 (pure noise), which decide one-step quality."""
     detail_weighting: bool = True
     """Weigh each sample by the inverse of its detail, as PSNR does."""
     cache: Path | None = None
@@ -164,8 +173,8 @@ class TrainConfig(RunConfig):
     """Sources held out of training; one clip of each is measured."""
     validation_clips: int = 0
     """Measure the first so many of those clips only; 0: all."""
-    max_bad_share: float = 0.05
-    """Stop when more than this share of the files cannot be read, at the start or later."""
+    max_bad_fraction: float = 0.05
+    """Stop when more than this fraction of the files cannot be read, at the start or later."""
 
     @property
     def decode_once(self) -> bool:
@@ -194,7 +203,7 @@ class TrainConfig(RunConfig):
         counts = ("validation_sources", "validation_clips", "latent_noise", "perceptual_weight")
         for name in counts:
             self._check_range(name, 0, float("inf"))
-        for name in ("image_share", "other_tasks", "noise_only_share", "max_bad_share"):
+        for name in ("image_fraction", "other_tasks", "noise_only_fraction", "max_bad_fraction"):
             self._check_range(name, 0, 1)
         if self.train_only == "decoder" and self.init is None:
             raise ValueError("--train-only decoder keeps the encoder of --init MODEL: give one")
@@ -234,7 +243,8 @@ def check_run_config(path: Path, config: RunConfig, num_processes: int = 1) -> N
         return
     plain = {field.name: field.default for field in fields(config)} | {"batches_per_step": 1}
     defaults = json.loads(json.dumps(plain, default=str))  # as the file has them
-    before = json.loads(path.read_text())
+    stored = json.loads(path.read_text())
+    before = {RENAMED.get(name, name): value for name, value in stored.items()}
     for name, value in run_options(config, num_processes).items():
         old = before.get(name, defaults.get(name))
         if name == "batches_per_step" and old != value:
@@ -245,12 +255,12 @@ def check_run_config(path: Path, config: RunConfig, num_processes: int = 1) -> N
         if name not in FREE_OPTIONS and old != value:
             raise ValueError(
                 f"{path.parent} was started with {name} = {old}, now it is {value}: "
-                "give the same options to go on, or another --output to start anew"
+                "give the same options to resume, or another --output to start again"
             )
 
 
 def changed_rate(path: Path, config: RunConfig) -> str:
-    """What to say where a run goes on with another learning rate than it was started with."""
+    """What to say where a run resumes with another learning rate than it was started with."""
     before = json.loads(path.read_text())["learning_rate"] if path.exists() else None
     if before in (None, config.learning_rate):
         return ""

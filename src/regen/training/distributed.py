@@ -232,5 +232,5 @@ def failures_in_one_line() -> Iterator[None]:
         elif not isinstance(error, (OSError, SafetensorError)):
             raise
         raise ValueError(
-            f"{text}; the same command goes on from the last checkpoint, which is intact"
+            f"{text}; the same command resumes from the last checkpoint, which is intact"
         ) from error

@@ -146,13 +146,13 @@ def load_clips(
 ) -> tuple[list[Clip], list[Clip], BadClips]:
     """(training, validation) clips, and those that cannot be read: counted, printed, in a file.
 
-    Raises ValueError where they are more than `config.max_bad_share`.
+    Raises ValueError where they are more than `config.max_bad_fraction`.
     """
     cache = config.cache if config.cache and config.decode_once else config.output / "cache"
     clip_set = prepare_clips(config.data, cache, config.decode_once)
     num_skipped = len(clip_set.skipped)
     num_files = len(clip_set.clips) + num_skipped
-    bad_clips = BadClips(config.output / "bad_clips.txt", num_files, config.max_bad_share)
+    bad_clips = BadClips(config.output / "bad_clips.txt", num_files, config.max_bad_fraction)
     if num_skipped:
         accelerator.print(f"skipped {num_skipped} of {num_files} files, see {bad_clips.path}:")
         accelerator.print("\n".join(clip_set.skipped[:10] + ["..."] * (num_skipped > 10)))
@@ -192,7 +192,7 @@ def build_batches(
     if not model.config.get("moving_content"):
         return batches
     stores = {}
-    if config.image_share < 1:
+    if config.image_fraction < 1:
         longest = model.temporal_compression_ratio
         weights = {ratio: one for ratio, one in RATIO_WEIGHTS.items() if ratio <= longest}
         folder = config.chunk_cache or config.output / "chunks"
@@ -202,7 +202,7 @@ def build_batches(
             with accelerator.main_process_first():  # the others find it filled
                 store.fill(batches.draw_chunk, config.seed, partial(tqdm, desc=f"{ratio}x motion"))
             stores[ratio] = store
-    return ChunkBatches(batches, stores, config.image_share, config.num_targets)
+    return ChunkBatches(batches, stores, config.image_fraction, config.num_targets)
 
 
 # -- weights to start from -------------------------------------------------------------------------
@@ -350,7 +350,7 @@ def validate_embedder(run: Run, sheet: Path | None) -> dict[str, float]:
     bad: list[str] = []
     measure = partial(validate, clips=run.held_out, device=run.accelerator.device, bad=bad)
     is_moving = bool(model.config.get("moving_content"))
-    of_images = is_moving and config.image_share == 1
+    of_images = is_moving and config.image_fraction == 1
     num_frames = 1 if of_images else model.geometry.chunk_length
     values = measure(reconstruct, num_frames=num_frames, sheet=sheet)
     if is_moving and not of_images and model.temporal_compression_ratio > SHORT_RATIO:

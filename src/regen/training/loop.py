@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from regen.data.bad_clips import BadClips
-from regen.data.places import only_writer
+from regen.data.locations import only_writer
 from regen.data.processes import forking
 from regen.model.objective import Objective
 from regen.training.checkpoint import (
@@ -194,12 +194,12 @@ class TimedLoader:
             if hasattr(batches, "_shutdown_workers"):
                 batches._shutdown_workers()
 
-    def wait_share(self) -> float:
-        """Share of the time since the last call that was spent waiting for batches."""
+    def wait_fraction(self) -> float:
+        """Fraction of the time since the last call that was spent waiting for batches."""
         total_s = self._waited_s + self._used_s
-        share = self._waited_s / total_s if total_s else 0.0
+        fraction = self._waited_s / total_s if total_s else 0.0
         self._waited_s = self._used_s = 0.0
-        return share
+        return fraction
 
 
 # -- the loop --------------------------------------------------------------------------------------
@@ -227,14 +227,14 @@ def run_training(config: RunConfig, start: Callable[[Accelerator], Run]) -> None
 def _run_training(
     config: RunConfig, accelerator: Accelerator, start: Callable[[Accelerator], Run]
 ) -> None:
-    if said := changed_rate(config.output / "config.json", config):
-        accelerator.print(said)
+    if message := changed_rate(config.output / "config.json", config):
+        accelerator.print(message)
     run = start(accelerator)
     if accelerator.is_main_process:
         write_run_config(config.output / "config.json", config, accelerator.num_processes)
         for name in ("validation.jsonl", "metrics.jsonl"):
             drop_records_after(config.output / name, run.step)
-    # What TensorBoard was told beyond the step that the run goes on from is forgotten.
+    # What TensorBoard has beyond the step that the run resumes from is forgotten.
     tracker_options = {"tensorboard": {"purge_step": run.step + 1}}
     accelerator.init_trackers("regen", init_kwargs=tracker_options)
     try:
@@ -274,7 +274,7 @@ def run_steps(run: Run) -> None:
             is_last = run.step == config.steps
             if run.step % LOG_EVERY == 0:
                 loss = float(np.mean(losses))
-                values = {"train/loss": loss, "train/data_wait_share": loader.wait_share()}
+                values = {"train/loss": loss, "train/data_wait_fraction": loader.wait_fraction()}
                 accelerator.log(values | run.monitor.report(), step=run.step)
                 bar.set_postfix_str(f"loss {loss:.4f}")
                 losses.clear()
@@ -287,7 +287,7 @@ def run_steps(run: Run) -> None:
             run.monitor.pause(time.monotonic() - stepped)
             if is_stopping:
                 stop.raise_received()
-                raise SystemExit("regen: another process of the run was told to stop")
+                raise SystemExit("regen: another process of the run received a signal to stop")
 
 
 def write_checkpoint(run: Run) -> None:
@@ -351,7 +351,7 @@ def train_step(run: Run, batches: list[Any]) -> float:
 def learner_step(run: Run, learner: Learner, batches: list[Any]) -> float:
     config, accelerator = run.config, run.accelerator
     factor = learning_rate_factor(
-        run.step, config.steps, config.warmup_steps, config.cooldown_share
+        run.step, config.steps, config.warmup_steps, config.cooldown_fraction
     )
     for group in learner.optimizer.param_groups:
         group["lr"] = config.learning_rate * group["scale"] * factor

@@ -53,13 +53,13 @@ class Muon(torch.optim.AdamW):
 
 
 def learning_rate_factor(
-    step: int, num_steps: int, warmup_steps: int, cooldown_share: float
+    step: int, num_steps: int, warmup_steps: int, cooldown_fraction: float
 ) -> float:
     """The factor of the peak in iteration `step` (from 0) of `num_steps`.
 
     Choice: warm-up, plateau, linear fall to 0. The paper names AdamW and no schedule.
     """
-    cooldown = max(1, int(num_steps * cooldown_share))
+    cooldown = max(1, int(num_steps * cooldown_fraction))
     return min((step + 1) / max(1, warmup_steps), (num_steps - step) / cooldown, 1.0)
 
 

@@ -42,7 +42,7 @@ class PlanConfig:
     memory_gib: float | None = None
     """Memory of another GPU in GiB."""
     utilization: float = 0.4
-    """Share of the peak that training reaches: an assumption; measure yours."""
+    """Fraction of the peak that training reaches: an assumption; measure yours."""
     price_per_gpu_hour: float = 2.0
     """What an hour of one GPU costs, in your currency."""
     steps: int = 100_000
@@ -138,7 +138,7 @@ def state_bytes(model: "AutoencoderREGEN", gpus: int, sharding: str) -> StateByt
     every = 4 * sum(p.numel() for p in model.parameters())
     trained = 4 * sum(p.numel() for p in model.parameters() if p.requires_grad)
     is_sharded = sharding == "fsdp" and gpus > 1
-    share = 1 / gpus if is_sharded else 1.0
+    fraction = 1 / gpus if is_sharded else 1.0
     blocks = [
         sum(p.numel() for p in module.parameters())
         for module in model.modules()
@@ -146,10 +146,10 @@ def state_bytes(model: "AutoencoderREGEN", gpus: int, sharding: str) -> StateByt
     ]
     in_use = every // 4 - sum(blocks) + 2 * max(blocks)
     return StateBytes(
-        weights=share * every,
-        gradients=share * trained,
-        optimizer=share * 2 * trained,
-        averaged=share * every,
+        weights=fraction * every,
+        gradients=fraction * trained,
+        optimizer=fraction * 2 * trained,
+        averaged=fraction * every,
         buckets=0.0 if is_sharded or gpus == 1 else trained,
         gathered=4.0 * in_use if is_sharded else 0.0,
     )
@@ -186,8 +186,8 @@ def plan(config: PlanConfig) -> list[tuple[str, str]]:
     default_tflops, default_memory = GPUS[config.gpu]
     tflops = config.peak_tflops or default_tflops
     memory = (config.memory_gib or default_memory) * GIB
-    share = BatchConfig.image_share
-    flops = (1 - share) * video.flops + share * image.flops
+    fraction = BatchConfig.image_fraction
+    flops = (1 - fraction) * video.flops + fraction * image.flops
     rate = 1e12 * tflops * config.utilization
     hours = config.steps * flops / rate / 3600
     saved = "activations kept for the backward pass"
@@ -199,7 +199,7 @@ def plan(config: PlanConfig) -> list[tuple[str, str]]:
         ("image step, each GPU", _shape(shapes[1], 0)),
         ("FLOPs of a video step", _flops(video)),
         ("FLOPs of an image step", _flops(image)),
-        ("FLOPs of a step, mean", f"{flops / 1e12:,.4g} TFLOP ({share:.0%} are images)"),
+        ("FLOPs of a step, mean", f"{flops / 1e12:,.4g} TFLOP ({fraction:.0%} are images)"),
         ("memory of each GPU", f"{memory / GIB:g} GiB ({config.gpu})"),
         ("  weights, float32", _gib(state.weights)),
         ("  gradients, float32", _gib(state.gradients)),

@@ -15,7 +15,7 @@ def _paper(ratio: int) -> Options:
     return {
         "preset": f"regen_{ratio}x",
         "steps": 100_000,
-        "image_share": 0.2,
+        "image_fraction": 0.2,
         "image_batch_size": 28,
         "video_batch_size": VIDEOS[ratio],
         "shapes": "aspect",
@@ -39,12 +39,12 @@ def _natural(**options: Any) -> Options:
         "optimizer": "muon",
         "weight_decay": 0.0,
         "warmup_steps": 50,
-        "cooldown_share": 0.15,
+        "cooldown_fraction": 0.15,
         "ema_decay": 0.998,
         "crop": 128,
         "image_batch_size": 8,
         "num_targets": 2,
-        "noise_only_share": 1.0,
+        "noise_only_fraction": 1.0,
         "latent_noise": 0.02,
         "validation_sources": 16,
         "validation_clips": 8,
@@ -57,8 +57,8 @@ RECIPES: dict[str, Options] = {f"paper_{ratio}x": _paper(ratio) for ratio in VID
 # Stages by name, in order, of the models that come with the package: a core and a half day each.
 STAGES: dict[str, dict[str, Options]] = {
     "natural": {
-        "pictures": _natural(learning_rate=1.5e-3, steps=6000, image_share=1.0),
-        "video": _natural(learning_rate=1.2e-3, steps=16_000, image_share=0.25),
+        "pictures": _natural(learning_rate=1.5e-3, steps=6000, image_fraction=1.0),
+        "video": _natural(learning_rate=1.2e-3, steps=16_000, image_fraction=0.25),
     },
     "shapes": {
         "world": {
@@ -69,7 +69,7 @@ STAGES: dict[str, dict[str, Options]] = {
             "crop": 64,
             "video_batch_size": 12,
             "image_batch_size": 48,
-            "image_share": 0.1,
+            "image_fraction": 0.1,
             "num_targets": 6,
         },
     },

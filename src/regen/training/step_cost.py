@@ -124,8 +124,8 @@ def fake_batch(model: AutoencoderREGEN, shape: StepShape) -> Inputs:
         "timestep": (size,),
     }
     if model.linear is not None:
-        places = [side // PATCH for side in picture]
-        shapes["latent_noise"] = (size, model.config["latent_channels"], 2, *places)
+        size_in_latents = [side // PATCH for side in picture]
+        shapes["latent_noise"] = (size, model.config["latent_channels"], 2, *size_in_latents)
         if not shape.is_image:
             cells = [-(-side // GRID) for side in picture]
             shapes["motion"] = (size, 2 * NUM_TERMS, *cells)

@@ -1,6 +1,6 @@
 """The sound track of a file -> packets for another container, in time with its pictures.
 
-A track goes along as it is where the container takes its codec, else encoded anew. All of it is
+A track goes along as it is where the container takes its codec, else encoded again. All of it is
 tried first on a scratch file, so that nothing that can fail waits until the pictures are made.
 """
 
@@ -81,7 +81,7 @@ class Sound:
     def _encoded(self, source: Any, track: Any, target: Any) -> Iterator[Any]:
         """Gaps are filled with silence; rate, layout and format may change on the way."""
         graph, kind, end, num_failed = None, None, 0, 0
-        expected = Fraction(0)  # s, where a frame without a time stamp goes on
+        expected = Fraction(0)  # s, where a frame without a time stamp continues
         with source:
             for packet in source.demux(track):
                 try:

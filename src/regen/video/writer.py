@@ -49,7 +49,7 @@ class VideoWriter:
 
     `audio_from` names a file whose first sound track goes along (not into pictures), copied as it
     is where the format takes it, else as AAC (.mp4), Opus (.webm) or FLAC (.mkv) in stereo, in time
-    with that file's first video frame. Where that file's video goes on after the last frame
+    with that file's first video frame. Where that file's video continues after the last frame
     written, its sound is cut there.
     `time_base` is the unit of the times, if known: .mp4 then keeps uneven times exactly, down to
     1 / 1,000,000 s. The last frame ends at `end` (s), which may be set until the file is finished;
@@ -76,7 +76,8 @@ class VideoWriter:
         if suffix not in (*_CODECS, ".png", ""):
             endings = ", ".join((*_CODECS, ".png"))
             raise VideoError(
-                f"{path}: cannot write {suffix}; end it in {endings}, or nothing: a folder"
+                f"{path}: cannot write {suffix}; the output must end in {endings}, or have no "
+                "suffix (a folder of PNGs)"
             )
         if self.path.is_dir() and (suffix or any(self.path.iterdir())):
             raise VideoError(
@@ -123,7 +124,8 @@ class VideoWriter:
                 self._stream.write(pixels, time)
             elif self._num_frames and self.path.suffix:
                 raise VideoError(
-                    f"{self.path}: a .png holds one frame; end the path in .mp4, or nothing"
+                    f"{self.path}: a .png holds one frame; the output must end in .mp4, or have no "
+                    "suffix (a folder of PNGs)"
                 )
             else:
                 name = "" if self.path.suffix else f"frame_{self._num_frames:06d}.png"

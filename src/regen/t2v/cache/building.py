@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from regen.data import places
+from regen.data import locations
 from regen.data.bad_clips import BadClips
 from regen.data.finding import find_items
 from regen.data.items import Item
@@ -57,7 +57,7 @@ class CacheOptions:
     storage: CacheStorage = "bfloat16"
     clips: ClipOptions = field(default_factory=ClipOptions)
     shard_clips: int = 1000
-    max_bad_share: float = 0.05
+    max_bad_fraction: float = 0.05
     device: str = "cpu"
     num_workers: int | None = None
     address: str | None = None
@@ -77,10 +77,10 @@ class CacheReport:
 def build_cache(data: Sequence[str], output: str | Path, options: CacheOptions) -> CacheReport:
     """Encode what `data` names into latent shards and `dataset.json` in `output`.
 
-    Raises ValueError for inputs that are none, for more bad clips than `max_bad_share`, and where
-    `output` holds a cache of something else, or another process writes to it.
+    Raises ValueError for inputs that are none, for more bad clips than `max_bad_fraction`, and
+    where `output` holds a cache of something else, or another process writes to it.
     """
-    if places.is_url(str(output)):
+    if locations.is_url(str(output)):
         raise ValueError(f"{output}: a cache is written to a local folder; copy it from there")
     if (options.clips.height is None) != (options.clips.width is None):
         raise ValueError("--height and --width are given together, or neither")
@@ -90,7 +90,7 @@ def build_cache(data: Sequence[str], output: str | Path, options: CacheOptions) 
     if output.is_file():
         raise ValueError(f"{output} is a file; expected a folder for the cache")
     items = find_items(data, output)
-    with places.only_writer(output):
+    with locations.only_writer(output):
         return _build_cache(items, output, options)
 
 
@@ -107,7 +107,7 @@ def _build_cache(items: list[Item], output: Path, options: CacheOptions) -> Cach
     missing = [number for number, description in enumerate(done) if description is None]
     if missing:
         (output / DATASET_FILE).unlink(missing_ok=True)
-    bad = BadClips(output / BAD_LIST, len(items), options.max_bad_share)
+    bad = BadClips(output / BAD_LIST, len(items), options.max_bad_fraction)
     bad.start([line for one in done if one is not None for line in one["bad"]])
     num_jobs = sum(len(groups[number]) for number in missing)
     jobs = (job(item, options.clips) for number in missing for item in groups[number])
@@ -204,7 +204,7 @@ def _finished(path: Path, inputs: str) -> dict[str, Any] | None:
 
 def _other_inputs(path: Path) -> ValueError:
     return ValueError(
-        f"{path} is of other clips, another model or other options: give the same to go on, or "
+        f"{path} is of other clips, another model or other options: give the same to resume, or "
         "another folder"
     )
 

@@ -153,7 +153,7 @@ class LatentDataset(Dataset[LatentClip]):
     """The clips of a cache, at random: `dataset[i]` is a `LatentClip`.
 
     `info` is `dataset.json`; `latents_mean`, `latents_std` float32 `[8, 2]` (content, motion) of
-    the latents as they are here. Shards are opened when they are read, in each worker anew. Raises
+    the latents as they are here. Shards are opened when they are read, in each worker again. Raises
     ValueError for a folder that is no finished cache, and for shards that are damaged.
     """
 
@@ -174,14 +174,14 @@ class LatentDataset(Dataset[LatentClip]):
         index %= len(self)
         number = bisect_right(self._ends, index)
         file, rows = self._shard(number)
-        place = index - (self._ends[number - 1] if number else 0)
+        row_index = index - (self._ends[number - 1] if number else 0)
         names = ["latents", "prompt_embeds"]
         names += ["scale"] if self.info["storage"] == "int8" else []
         try:
-            tensors = {name: file.get_tensor(f"{place}.{name}") for name in names}
+            tensors = {name: file.get_tensor(f"{row_index}.{name}") for name in names}
         except SafetensorError as error:
             raise ValueError(f"{self.folder}, shard {number}: damaged ({error})") from None
-        row = rows[place]
+        row = rows[row_index]
         return LatentClip(
             key=row["key"],
             latents=stored_latents(tensors),

@@ -1,4 +1,5 @@
-"""Mean and deviation of latents, channel by channel, content and motion apart, in one pass."""
+"""Mean and standard deviation of latents, channel by channel, content and motion apart, in one
+pass."""
 
 from typing import Any
 

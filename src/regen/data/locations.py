@@ -1,6 +1,6 @@
 """Bytes of a local file or of a URL that fsspec knows, whole or a range; who writes to a folder.
 
-File systems are opened anew in each process: those of fsspec must not cross a fork.
+File systems are opened again in each process: those of fsspec must not cross a fork.
 """
 
 import fcntl
@@ -21,8 +21,8 @@ ATTEMPTS = 3  # to read from a URL
 PAUSE_S = 1.0  # after the first failure; twice as long after each further one
 
 
-def is_url(place: str) -> bool:
-    return "://" in place
+def is_url(location: str) -> bool:
+    return "://" in location
 
 
 def check_outside(option: str, folder: Path, data: str | Path) -> None:
@@ -57,8 +57,8 @@ def only_writer(folder: Path) -> Iterator[None]:
                 "folder"
             ) from None
         except OSError as error:
-            said = f"{folder} cannot be locked ({error}): write to it from one process only"
-            print(said, file=sys.stderr)
+            message = f"{folder} cannot be locked ({error}): write to it from one process only"
+            print(message, file=sys.stderr)
         try:
             yield
         finally:
@@ -115,17 +115,17 @@ class Bytes(io.RawIOBase):
         super().close()
 
 
-def open_bytes(place: str, start: int, size: int, name: str) -> BinaryIO:
+def open_bytes(location: str, start: int, size: int, name: str) -> BinaryIO:
     """`size` bytes from `start`; those of a URL are fetched at once, in one request.
 
     Raises OSError where they cannot be had (a URL: after `ATTEMPTS`).
     """
-    if is_url(place):
-        fetched = fetch(place, start, start + size)
+    if is_url(location):
+        fetched = fetch(location, start, start + size)
         if len(fetched) != size:
             raise OSError(f"{name}: {len(fetched)} of {size} bytes are there")
         return cast(BinaryIO, Bytes(io.BytesIO(fetched), 0, size, name))
-    return cast(BinaryIO, Bytes(Path(place).open("rb"), start, size, name))
+    return cast(BinaryIO, Bytes(Path(location).open("rb"), start, size, name))
 
 
 def fetch(url: str, start: int | None = None, end: int | None = None) -> bytes:
@@ -141,11 +141,11 @@ def fetch(url: str, start: int | None = None, end: int | None = None) -> bytes:
     raise AssertionError("the last attempt returns or raises")
 
 
-def open_stream(place: str) -> BinaryIO:
+def open_stream(location: str) -> BinaryIO:
     """A file to read through from the start."""
-    if not is_url(place):
-        return Path(place).open("rb")
-    file_system, path = _file_system(place)
+    if not is_url(location):
+        return Path(location).open("rb")
+    file_system, path = _file_system(location)
     return file_system.open(path, "rb")
 
 
@@ -162,44 +162,44 @@ def scratch_copy(source: BinaryIO, suffix: str) -> Iterator[Path]:
 
 
 @contextmanager
-def local_file(place: str) -> Iterator[Path]:
+def local_file(location: str) -> Iterator[Path]:
     """A local path for a path; for a URL, or "-" (standard input), that of a copy of its bytes.
 
-    ValueErrors within the block name `place`. Raises ValueError where it cannot be had.
+    ValueErrors within the block name `location`. Raises ValueError where it cannot be had.
     """
-    if place != "-" and not is_url(place):
-        yield Path(place)
+    if location != "-" and not is_url(location):
+        yield Path(location)
         return
     try:
-        source = sys.stdin.buffer if place == "-" else open_stream(place)
+        source = sys.stdin.buffer if location == "-" else open_stream(location)
     except Exception as error:  # of fsspec's many libraries
-        raise ValueError(f"{place}: cannot be read ({error})") from error
-    suffix = PurePosixPath(urlsplit(place).path).suffix
+        raise ValueError(f"{location}: cannot be read ({error})") from error
+    suffix = PurePosixPath(urlsplit(location).path).suffix
     with source, scratch_copy(source, suffix) as path:
         try:
             yield path
         except ValueError as error:
-            raise ValueError(str(error).replace(str(path), place)) from error
+            raise ValueError(str(error).replace(str(path), location)) from error
 
 
-def read_all(place: str) -> bytes:
+def read_all(location: str) -> bytes:
     """All bytes of a file; OSError where it is not there."""
-    return fetch(place) if is_url(place) else Path(place).read_bytes()
+    return fetch(location) if is_url(location) else Path(location).read_bytes()
 
 
-def exists(place: str) -> bool:
-    if is_url(place):
-        file_system, path = _file_system(place)
+def exists(location: str) -> bool:
+    if is_url(location):
+        file_system, path = _file_system(location)
         return file_system.exists(path)
-    return Path(place).exists()
+    return Path(location).exists()
 
 
-def stat(place: str) -> tuple[int, str]:
+def stat(location: str) -> tuple[int, str]:
     """(size in bytes, what changes when the content does). OSError where there is no such file."""
-    if not is_url(place):
-        status = Path(place).stat()
+    if not is_url(location):
+        status = Path(location).stat()
         return status.st_size, str(status.st_mtime_ns)
-    file_system, path = _file_system(place)
+    file_system, path = _file_system(location)
     info = file_system.info(path)
     marks = ("ETag", "etag", "md5Hash", "mtime", "LastModified", "last_modified", "created")
     mark = next((str(info[mark]) for mark in marks if info.get(mark)), "")
@@ -224,7 +224,9 @@ def matching(pattern: str) -> list[str]:
             found.append(one)
         elif is_url(one):
             file_system, path = _file_system(one)
-            found += sorted(file_system.unstrip_protocol(place) for place in file_system.glob(path))
+            found += sorted(
+                file_system.unstrip_protocol(location) for location in file_system.glob(path)
+            )
         else:
-            found += sorted(str(place) for place in Path(one).parent.glob(Path(one).name))
+            found += sorted(str(location) for location in Path(one).parent.glob(Path(one).name))
     return found
