@@ -133,8 +133,8 @@ FILES = [
     ("reconstruct clip.mkv /proc/out.mkv", "/proc/out.mkv: cannot write there"),
     ("reconstruct clip.mkv folder.mkv", "folder.mkv: is a folder"),
     ("reconstruct clip.mkv full", "full: is a folder with files"),
-    ("reconstruct clip.mkv clip.safetensors", "cannot write .safetensors; end it in"),
-    ("reconstruct clip.mkv out.gif", "cannot write .gif; end it in"),
+    ("reconstruct clip.mkv clip.safetensors", "cannot write .safetensors; the output must end in"),
+    ("reconstruct clip.mkv out.gif", "cannot write .gif; the output must end in"),
     ("reconstruct clip.mkv out.png", "out.png: a .png holds one frame"),
     ("reconstruct clip.mkv clip.mkv", "clip.mkv: is the input itself"),
     ("reconstruct clip.mkv link.mkv", "link.mkv: is the input itself"),
@@ -160,7 +160,7 @@ FILES = [
     ("decode clip.mkv out.mkv", "clip.mkv: not a latent file"),
     ("decode clip.safetensors nowhere/out.mkv", "nowhere/out.mkv: cannot write there"),
     ("decode clip.safetensors folder.mkv", "folder.mkv: is a folder"),
-    ("decode clip.safetensors out.avi", "cannot write .avi; end it in"),
+    ("decode clip.safetensors out.avi", "cannot write .avi; the output must end in"),
     ("decode clip.safetensors out.png", "out.png: a .png holds one frame"),
     ("decode clip.safetensors clip.safetensors", "clip.safetensors: is the input itself"),
     ("decode clip.safetensors link.safetensors", "link.safetensors: is the input itself"),
@@ -334,7 +334,7 @@ def test_missing_model(run, place, no_loading, model):
 
 
 def test_hub_model_without_network(run, place, monkeypatch):
-    monkeypatch.setattr(loading, "load_strictly", unreachable)
+    monkeypatch.setattr(loading.AutoencoderREGEN, "load_config", unreachable)
     words = "cannot load model owner/name: .*cannot reach"
     expect_error(run, place, "reconstruct clip.mkv old.mkv --model owner/name", words)
 

@@ -328,7 +328,7 @@ def test_frames_between(tmp_path, small_model, num_frames):
     )
     generator = torch.Generator().manual_seed(3)
     frame_times = torch.arange(4 * (num_frames - 1) + 1) / 4
-    with torch.inference_mode():
+    with torch.inference_mode(), fast_precision(torch.device("cpu")):
         whole = small_model.decode(
             video.latents[None], frame_times=frame_times, height=H, width=W, generator=generator
         ).sample
@@ -377,5 +377,7 @@ def test_one_chunk_at_a_time(small_model):
     frames = moving_frames(9)
     latents = encode_frames(small_model, frames)
     assert latents.shape == (1, 8, 2, 2, 3)
-    out = FrameDecoder(small_model, H, W).decode(0, latents, None, range(9))
+    out = FrameDecoder(small_model, H, W, small_model.chunk_decoder()).decode(
+        0, latents, None, range(9)
+    )
     assert np.array_equal(out, in_memory(small_model, frames))

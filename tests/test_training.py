@@ -445,7 +445,7 @@ def test_validation_takes_the_middle(data: Path, tmp_path: Path) -> None:
     assert Image.open(tmp_path / "sheet.png").size == (9 * 72, 2 * 64)  # the two of 9 frames
     assert not bad
     gone = replace(
-        clips[0], array_path=None, item=replace(clips[0].item, place=str(tmp_path / "gone"))
+        clips[0], array_path=None, item=replace(clips[0].item, location=str(tmp_path / "gone"))
     )
     values = validate(objective.reconstruct, [gone, *clips[1:]], 9, device, bad)
     assert set(values) == names and len(bad) == 1

@@ -61,10 +61,10 @@ def main() -> None:
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
         _rename_options()
-        command = _parse()
+        command = parse()
         if isinstance(command, Train) and command.recipe is not None:
             defaults = defaults_of(command.recipe)
-            run_stages({name: _parse(default) for name, default in defaults.items()})
+            run_stages({name: parse(default) for name, default in defaults.items()})
         else:
             command.run()
     except (ValueError, OSError) as error:
@@ -98,7 +98,7 @@ def _terminate(*_: object) -> None:
     raise Terminated
 
 
-def _parse(default: Any = tyro.MISSING) -> Any:
+def parse(default: Any = tyro.MISSING) -> Any:
     """The command of the line; `default`: one whose options stand where the line has none."""
     return tyro.cli(
         Command,

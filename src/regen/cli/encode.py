@@ -23,7 +23,7 @@ class Encode(ModelOptions, SourceOptions):
     output: OutPath = tyro.MISSING
     """The latent file to write; ends in .safetensors."""
     storage: Literal["float32", "bfloat16", "int8"] = "bfloat16"
-    """How a latent value is stored; docs/results.md says what each costs in PSNR."""
+    """How a latent value is stored; docs/decoding.md says what each costs."""
     short_side: int | None = None
     """Resize so that the short side has this many pixels; by default nothing is resized."""
 

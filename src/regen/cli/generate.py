@@ -54,7 +54,7 @@ class Generate:
         if self.model is None:
             raise ValueError(
                 "no text-to-video model comes with regen: give --model, a folder OUTPUT/model of "
-                "regen train-generator (docs/generation.md) or a hub id"
+                "regen train-generator (docs/text_to_video.md) or a hub id"
             )
         numbers = ("num_inference_steps", "height", "width")
         check_numbers(self.seed, frames=self.num_frames, **{n: getattr(self, n) for n in numbers})

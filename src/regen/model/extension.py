@@ -5,11 +5,11 @@ chunk before. At every sampling step that frame's state is replaced by what it w
 """
 
 import torch
-from diffusers.utils.torch_utils import randn_tensor
 
 from regen.chunking import PATCH, check_latents
 from regen.flow import euler_sample, predicted_sample, start_timestep
 from regen.model.autoencoder import AutoencoderREGEN
+from regen.model.chunk_decoder import ChunkDecoder
 
 
 @torch.no_grad()
@@ -38,26 +38,24 @@ def decode_extended(
     raw_latents = model.denormalize_latents(latents).to(model.dtype)
     chunks: list[torch.Tensor] = []
     states: list[torch.Tensor] = []  # of the last frame of the chunk before, by step
-    for chunk_latents in raw_latents.split(2, dim=2):
-        sample, states = _decode_chunk(model, chunk_latents, states, num_inference_steps, generator)
+    decoder = ChunkDecoder(model, num_inference_steps, generator)  # of whose noise this is
+    for index, chunk_latents in enumerate(raw_latents.split(2, dim=2)):
+        sample, states = _decode_chunk(decoder, index, chunk_latents, states)
         chunks.append(sample.clamp(-1, 1))
     return torch.cat(chunks, dim=2)
 
 
 def _decode_chunk(
-    model: AutoencoderREGEN,
-    latents: torch.Tensor,
-    before: list[torch.Tensor],
-    num_inference_steps: int,
-    generator: torch.Generator | None,
+    decoder: ChunkDecoder, index: int, latents: torch.Tensor, before: list[torch.Tensor]
 ) -> tuple[torch.Tensor, list[torch.Tensor]]:
     """A chunk, and the states of its last frame at each step; `before` is empty for the first."""
-    kind, num_before = model.config.prediction_type, 1 if before else 0
+    model, num_before = decoder.model, 1 if before else 0
+    kind = model.config.prediction_type
     times = torch.arange(-num_before, model.geometry.chunk_length, device=latents.device)
     frame_times = times.float().expand(len(latents), -1)
     rows, columns = latents.shape[3:]
     shape = (len(latents), 3, len(times), PATCH * rows, PATCH * columns)
-    noise = randn_tensor(shape, generator=generator, device=latents.device, dtype=torch.float32)
+    noise = decoder.noise(index, latents.new_empty(shape))
     states: list[torch.Tensor] = []
 
     def denoise(noisy: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
@@ -67,5 +65,5 @@ def _decode_chunk(
         output = model.predict(noisy.to(model.dtype), timestep, latents, frame_times)
         return predicted_sample(output, noisy, timestep, kind)
 
-    sample = euler_sample(denoise, noise, num_inference_steps, start_timestep(kind))
+    sample = euler_sample(denoise, noise, decoder.num_inference_steps, start_timestep(kind))
     return sample[:, :, num_before:], states

@@ -44,7 +44,7 @@ class MovingObjective(nn.Module):
     Choice: one-step pictures weigh the logarithm of each frame's error. PSNR is a mean of
     logarithms, so a decibel of any clip counts as much as of any other.
     Choice: what one step leaves open is learned at uniform timesteps, over its spread, and its
-    error is divided by what a Gaussian leaves open there.
+    error is divided by what a Gaussian leaves open there. So every timestep weighs about the same.
     """
 
     def __init__(self, model: AutoencoderREGEN, config: ObjectiveConfig) -> None:
