@@ -33,6 +33,8 @@ def make_small_model(seed: int = 0) -> AutoencoderREGEN:
         for parameter in model.parameters():
             if not parameter.any():
                 parameter.normal_(0, 0.05, generator=generator)
+        noise_weights = model.dit.patch_embed.weight[:, : 3 * 8**2]
+        noise_weights.normal_(0, 0.05, generator=generator)
         model.latents_mean.normal_(0, 0.1, generator=generator)
         model.latents_std.fill_(0.5)
     return model.eval()

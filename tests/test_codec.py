@@ -328,11 +328,12 @@ def test_frames_between(tmp_path, small_model, num_frames):
     )
     generator = torch.Generator().manual_seed(3)
     frame_times = torch.arange(4 * (num_frames - 1) + 1) / 4
-    with torch.inference_mode():
+    with torch.inference_mode(), fast_precision(torch.device("cpu")):
         whole = small_model.decode(
             video.latents[None], frame_times=frame_times, height=H, width=W, generator=generator
         ).sample
-    assert np.array_equal(read_frames(tmp_path / "out"), video_to_frames(whole[0]))
+    difference = read_frames(tmp_path / "out").astype(int) - video_to_frames(whole[0])
+    assert np.abs(difference).max() <= 1  # frames go through the network in other groups
     assert sum(seen) == report.num_decoded == len(frame_times)
     assert report.num_frames == num_frames and max(seen) <= 9  # never more than a chunk at once
     decode_file(small_model, video, tmp_path / "out.mp4", grid=grid)

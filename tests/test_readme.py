@@ -23,6 +23,7 @@ from small_generator import make_pipeline
 import regen.reproduction.experiments as experiments
 import regen.t2v.task as generator
 import regen.training.plan as plan
+import regen.training.stages as stages
 import regen.training.start as start
 from regen.cli import main
 from regen.loading import load_model
@@ -109,6 +110,7 @@ def run_command(command: str, model: Path, monkeypatch: pytest.MonkeyPatch) -> s
         }
         words += fewer.get(words[0], [])
         monkeypatch.setattr(start, "train", lambda config: config.check())
+        monkeypatch.setattr(stages, "train", lambda config: config.check())
         monkeypatch.setattr(generator, "train_generator", lambda config: config.check())
         monkeypatch.setattr(plan, "plan", lambda config: config.check() or [("preset", "")])
         monkeypatch.setattr(experiments, "reproduce", check_reproduce)

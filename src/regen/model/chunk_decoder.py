@@ -101,7 +101,7 @@ class ChunkDecoder:
             return draft.mean
         # Choice: all frames share their noise. What stands still then keeps its detail, within a
         # chunk and from one to the next.
-        noise = DETAIL_START * self._noise(0, draft.mean[:, :, :1]).expand_as(draft.mean)
+        noise = DETAIL_START * self.noise(0, draft.mean[:, :, :1]).expand_as(draft.mean)
         detail = euler_sample(
             partial(self.model.detail, draft), noise, self.num_inference_steps - 1, DETAIL_START
         )
@@ -116,10 +116,10 @@ class ChunkDecoder:
 
         shape = (len(latents), 3, times.shape[1], *(PATCH * side for side in latents.shape[-2:]))
         start = EPSILON_MAX_TIMESTEP if kind == "epsilon" else 1.0
-        noise = self._noise(index, latents.new_empty(shape))
+        noise = self.noise(index, latents.new_empty(shape))
         return euler_sample(denoise, noise, self.num_inference_steps, start)
 
-    def _noise(self, index: int, like: torch.Tensor) -> torch.Tensor:
+    def noise(self, index: int, like: torch.Tensor) -> torch.Tensor:
         """Of chunk `index`, the same whenever it is asked for; float32."""
         generator = torch.Generator().manual_seed((self.seed + index) % 2**63)
         return torch.randn(like.shape, generator=generator).to(like.device)

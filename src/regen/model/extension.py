@@ -4,11 +4,14 @@ Each chunk but the first is also decoded one frame back, at time -1, which is th
 chunk before. At every sampling step that frame's state is replaced by what it was there.
 """
 
+from collections.abc import Callable
+from functools import partial
+
 import torch
-from diffusers.utils.torch_utils import randn_tensor
 
 from regen.flow import EPSILON_MAX_TIMESTEP, euler_sample, predicted_sample
 from regen.model.autoencoder import AutoencoderREGEN, check_latents
+from regen.model.chunk_decoder import ChunkDecoder
 from regen.model.patches import PATCH
 
 
@@ -38,8 +41,11 @@ def decode_extended(
     raw_latents = model.denormalize_latents(latents).to(model.dtype)
     chunks: list[torch.Tensor] = []
     states: list[torch.Tensor] = []  # of the last frame of the chunk before, by step
-    for chunk_latents in raw_latents.split(2, dim=2):
-        sample, states = _decode_chunk(model, chunk_latents, states, num_inference_steps, generator)
+    noise = ChunkDecoder(model, num_inference_steps, generator).noise
+    for index, chunk_latents in enumerate(raw_latents.split(2, dim=2)):
+        sample, states = _decode_chunk(
+            model, chunk_latents, states, num_inference_steps, partial(noise, index)
+        )
         chunks.append(sample.clamp(-1, 1))
     return torch.cat(chunks, dim=2)
 
@@ -49,7 +55,7 @@ def _decode_chunk(
     latents: torch.Tensor,
     before: list[torch.Tensor],
     num_inference_steps: int,
-    generator: torch.Generator | None,
+    noise_like: Callable[[torch.Tensor], torch.Tensor],
 ) -> tuple[torch.Tensor, list[torch.Tensor]]:
     """A chunk, and the states of its last frame at each step; `before` is empty for the first."""
     kind, num_before = model.config.prediction_type, 1 if before else 0
@@ -57,7 +63,7 @@ def _decode_chunk(
     frame_times = times.float().expand(len(latents), -1)
     rows, columns = latents.shape[3:]
     shape = (len(latents), 3, len(times), PATCH * rows, PATCH * columns)
-    noise = randn_tensor(shape, generator=generator, device=latents.device, dtype=torch.float32)
+    noise = noise_like(latents.new_empty(shape))
     states: list[torch.Tensor] = []
 
     def denoise(noisy: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:

@@ -34,8 +34,8 @@ class MovingObjective(nn.Module):
 
     Choice: one-step pictures weigh the logarithm of each frame's error. PSNR is a mean of
     logarithms, so a decibel of any clip counts as much as of any other.
-    Choice: what one step leaves open is learned at uniform timesteps, over its spread, and its
-    error is divided by what a Gaussian leaves open there.
+    Choice: what one step leaves open is learned at uniform timesteps, over its spread. Its error is
+    divided by what a Gaussian leaves open there, so that all timesteps weigh alike.
     """
 
     def __init__(self, model: AutoencoderREGEN, config: ObjectiveConfig) -> None:
@@ -60,8 +60,7 @@ class MovingObjective(nn.Module):
         timestep = MIN_TIMESTEP + (1 - MIN_TIMESTEP) * DETAIL_START * torch.rand(
             len(target), generator=generator
         )
-        if float(torch.rand((), generator=generator)) < self.config.noise_only_share:
-            timestep = torch.ones(len(target))
+        is_one_step = float(torch.rand((), generator=generator)) < self.config.noise_only_share
         channels = self.model.config["latent_channels"]
         shape = (len(chunk), channels, 2, chunk.shape[-2] // PATCH, chunk.shape[-1] // PATCH)
         latent_noise = self.config.latent_noise * torch.randn(shape, generator=generator)
@@ -70,7 +69,8 @@ class MovingObjective(nn.Module):
             to_first = None
         times = given.frame_times
         return (
-            chunk, target, times, noise, timestep, latent_noise, given.motion, following, to_first,
+            chunk, target, times, noise, None if is_one_step else timestep, latent_noise,
+            given.motion, following, to_first,
         )  # fmt: skip
 
     def timesteps(
@@ -84,15 +84,16 @@ class MovingObjective(nn.Module):
         target: torch.Tensor,
         frame_times: torch.Tensor,
         noise: torch.Tensor,
-        timestep: torch.Tensor,
+        timestep: torch.Tensor | None,
         latent_noise: torch.Tensor,
         motion: torch.Tensor | None = None,
         following: torch.Tensor | None = None,
         to_first: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """`chunk` `[B, 3, 1 or more, S, S]`, `target` `[B, 3, F, S, S]`, `following`
-        `[B, 3, S, S]` in [-1, 1]; `latent_noise` `[B, 8, 2, h, w]`; `motion`, `to_first` as
-        `estimate_motion` and `motion_to_next` give them."""
+        `[B, 3, S, S]` in [-1, 1]; `timestep` None: of one step alone; `latent_noise`
+        `[B, 8, 2, h, w]`; `motion`, `to_first` as `estimate_motion` and `motion_to_next` give them.
+        """
         model = self.model
         num_frames = chunk.shape[2]
         latents = model.encode_chunk(chunk, motion)
@@ -144,11 +145,15 @@ class MovingObjective(nn.Module):
         return losses + self._perceive(draft.mean, target)
 
     def _of_detail(
-        self, draft: Draft, target: torch.Tensor, noise: torch.Tensor, timestep: torch.Tensor
+        self,
+        draft: Draft,
+        target: torch.Tensor,
+        noise: torch.Tensor,
+        timestep: torch.Tensor | None,
     ) -> torch.Tensor | float:
-        """Of a step below t = 1, `[B]`; where all timesteps are 1, none."""
-        if bool((timestep == 1).all()):
-            return 0 * noise.flatten(1).sum(dim=1)
+        """Of a step below t = 1, `[B]`; None: of one step alone there is none."""
+        if timestep is None:
+            return 0.0
         spread = draft.spread().detach()
         fixed = replace(draft, mean=draft.mean.detach())
         detail = (target - fixed.mean) / spread
