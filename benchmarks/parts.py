@@ -29,7 +29,7 @@ PARTS = ("whole", "no transformer", "no learned encoder", "motion of an image")
 @contextmanager
 def switched_off(model: AutoencoderREGEN, part: str) -> Iterator[None]:
     """`model` without one of `PARTS`."""
-    modules = {"no transformer": [model.dit], "no learned encoder": [model.encoder]}
+    modules = {"no transformer": [model.dit.proj_out], "no learned encoder": [model.encoder]}
     handles = [
         module.register_forward_hook(lambda *call: torch.zeros_like(call[-1]))
         for module in modules.get(part, [])
