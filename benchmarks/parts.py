@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from regen.codec import fast_precision
 from regen.evaluation.metrics import psnr
-from regen.loading import DEFAULT_MODEL, load_model
+from regen.loading import load_model
 from regen.model.autoencoder import AutoencoderREGEN
 from regen.perceptual.lpips import LPIPS
 from regen.video import frames_to_video, read_prepared
@@ -29,7 +29,7 @@ PARTS = ("whole", "no transformer", "no learned encoder", "motion of an image")
 @contextmanager
 def switched_off(model: AutoencoderREGEN, part: str) -> Iterator[None]:
     """`model` without one of `PARTS`."""
-    modules = {"no transformer": [model.dit], "no learned encoder": [model.encoder]}
+    modules = {"no transformer": [model.dit.proj_out], "no learned encoder": [model.encoder]}
     handles = [
         module.register_forward_hook(lambda *call: torch.zeros_like(call[-1]))
         for module in modules.get(part, [])
@@ -60,7 +60,7 @@ def stillness(video: torch.Tensor, chunk_length: int) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("clips", type=Path)
-    parser.add_argument("--model", default=DEFAULT_MODEL)
+    parser.add_argument("--model", default="natural")
     parser.add_argument("--ratio", type=int, default=8)
     parser.add_argument("--num-frames", type=int, default=36)
     parser.add_argument("--size", type=int, default=256)

@@ -332,7 +332,8 @@ def test_frames_between(tmp_path, small_model, num_frames):
         whole = small_model.decode(
             video.latents[None], frame_times=frame_times, height=H, width=W, generator=generator
         ).sample
-    assert np.array_equal(read_frames(tmp_path / "out"), video_to_frames(whole[0]))
+    difference = read_frames(tmp_path / "out").astype(int) - video_to_frames(whole[0])
+    assert np.abs(difference).max() <= 1  # frames go through the network in other groups
     assert sum(seen) == report.num_decoded == len(frame_times)
     assert report.num_frames == num_frames and max(seen) <= 9  # never more than a chunk at once
     decode_file(small_model, video, tmp_path / "out.mp4", grid=grid)

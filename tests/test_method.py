@@ -249,13 +249,13 @@ def reconstructed(degrees: float) -> tuple[torch.Tensor, torch.Tensor]:
 
 @pytest.mark.parametrize("degrees", [0, 180])
 def test_embedded_weights_are_as_good_as_they_were(degrees: float) -> None:
-    """No commit spoils them unseen. tiny-8x8x8: 26.32 dB, with hues rotated 26.22."""
+    """No commit spoils them unseen. natural@8: 25.64 dB, with hues rotated 25.57."""
     video, again = reconstructed(degrees)
-    assert psnr(again, video).mean() > 26.1
+    assert psnr(again, video).mean() > 25.4
 
 
 @pytest.mark.published
 def test_embedded_weights_look_as_good_as_they_did() -> None:
-    """tiny-8x8x8: LPIPS of AlexNet 0.2306."""
+    """natural@8: LPIPS of AlexNet 0.268."""
     video, again = (one[0].transpose(0, 1) for one in reconstructed(0))
-    assert LPIPS("alex")(again, video).mean() < 0.235
+    assert LPIPS("alex")(again, video).mean() < 0.275

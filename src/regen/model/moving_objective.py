@@ -43,8 +43,8 @@ class MovingObjective(nn.Module):
 
     Choice: one-step pictures weigh the logarithm of each frame's error. PSNR is a mean of
     logarithms, so a decibel of any clip counts as much as of any other.
-    Choice: what one step leaves open is learned at uniform timesteps, over its spread, and its
-    error is divided by what a Gaussian leaves open there. So every timestep weighs about the same.
+    Choice: what one step leaves open is learned at uniform timesteps, over its spread. Its error is
+    divided by what a Gaussian leaves open there, so that all timesteps weigh alike.
     """
 
     def __init__(self, model: AutoencoderREGEN, config: ObjectiveConfig) -> None:
@@ -67,8 +67,7 @@ class MovingObjective(nn.Module):
         noise = torch.randn(target.shape, generator=generator)
         uniform = torch.rand(len(target), generator=generator)
         timestep = MIN_TIMESTEP + (1 - MIN_TIMESTEP) * DETAIL_START * uniform
-        if float(torch.rand((), generator=generator)) < self.config.noise_only_fraction:
-            timestep = torch.ones(len(target))
+        one_step = float(torch.rand((), generator=generator)) < self.config.noise_only_fraction
         channels = self.model.config["latent_channels"]
         shape = (len(chunk), channels, 2, chunk.shape[-2] // PATCH, chunk.shape[-1] // PATCH)
         inputs = {
@@ -76,9 +75,10 @@ class MovingObjective(nn.Module):
             "target": target,
             "frame_times": batch["frame_times"],
             "noise": noise,
-            "timestep": timestep,
             "latent_noise": self.config.latent_noise * torch.randn(shape, generator=generator),
         }
+        if not one_step:
+            inputs["timestep"] = timestep
         has_next = float(torch.rand((), generator=generator)) >= NO_NEXT_PROBABILITY
         if "following" in batch:
             inputs["following"] = to_float(batch["following"])
@@ -93,15 +93,16 @@ class MovingObjective(nn.Module):
         target: torch.Tensor,
         frame_times: torch.Tensor,
         noise: torch.Tensor,
-        timestep: torch.Tensor,
         latent_noise: torch.Tensor,
+        timestep: torch.Tensor | None = None,
         motion: torch.Tensor | None = None,
         following: torch.Tensor | None = None,
         to_first: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """`chunk` `[B, 3, 1 or more, S, S]`, `target` `[B, 3, F, S, S]`, `following`
-        `[B, 3, S, S]` in [-1, 1]; `latent_noise` `[B, 8, 2, h, w]`; `motion`, `to_first` as
-        `estimate_motion` and `motion_to_next` give them."""
+        `[B, 3, S, S]` in [-1, 1]; `latent_noise` `[B, 8, 2, h, w]`; `timestep` None: of one step
+        alone; `motion`, `to_first` as `estimate_motion` and `motion_to_next` give them.
+        """
         model = self.model
         num_frames = chunk.shape[2]
         latents = model.encode_chunk(chunk, motion)
@@ -149,11 +150,11 @@ class MovingObjective(nn.Module):
         return losses + self._perceive(draft.mean, target)
 
     def _of_detail(
-        self, draft: Draft, target: torch.Tensor, noise: torch.Tensor, timestep: torch.Tensor
+        self, draft: Draft, target: torch.Tensor, noise: torch.Tensor, timestep: torch.Tensor | None
     ) -> torch.Tensor | float:
-        """Of a step below t = 1, `[B]`; where all timesteps are 1, none."""
-        if bool((timestep == 1).all()):
-            return 0 * noise.flatten(1).sum(dim=1)
+        """Of a step below t = 1, `[B]`; None: of one step alone there is none."""
+        if timestep is None:
+            return 0.0
         spread = draft.spread().detach()
         fixed = replace(draft, mean=draft.mean.detach())
         detail = (target - fixed.mean) / spread
