@@ -45,6 +45,7 @@ BATCHES = LatentBatchConfig(
     conditioning_fraction=0.5,
 )
 NULL = torch.full((2, 24), 7.0)
+CONFIG = config_of(Path("data"), Path("output"))
 
 
 @pytest.fixture(autouse=True)
@@ -190,7 +191,7 @@ def test_timesteps_are_logit_normal_and_shifted() -> None:
 
 def test_given_frames_are_clean_and_carry_no_loss() -> None:
     model = make_transformer()
-    objective, generator = GeneratorObjective(model), torch.Generator().manual_seed(0)
+    objective, generator = GeneratorObjective(model, CONFIG), torch.Generator().manual_seed(0)
     latents = torch.randn(2, 8, 4, 4, 5, generator=generator)
     noise = torch.randn(latents.shape, generator=generator)
     text, mask = torch.randn(2, 3, 24, generator=generator), torch.ones(2, 3, dtype=torch.bool)
@@ -214,14 +215,14 @@ def test_a_perfect_model_has_no_loss() -> None:
 
     noise = torch.randn(3, 8, 2, 4, 4, generator=torch.Generator().manual_seed(0))
     arguments = (torch.tensor([0.1, 0.5, 1.0]), torch.zeros(3, dtype=torch.long), None, None)
-    losses = GeneratorObjective(Perfect())(torch.zeros_like(noise), noise, *arguments)
+    losses = GeneratorObjective(Perfect(), CONFIG)(torch.zeros_like(noise), noise, *arguments)
     assert losses.max() < 1e-10
 
 
 def test_the_loss_is_of_latents_normalised_by_the_models_statistics() -> None:
     """Content and motion apart: latents at their means are as good as zeros were."""
     model, mean = make_transformer(), torch.arange(16.0).view(8, 2)
-    objective, generator = GeneratorObjective(model), torch.Generator().manual_seed(0)
+    objective, generator = GeneratorObjective(model, CONFIG), torch.Generator().manual_seed(0)
     latents, noise = torch.randn(2, 2, 8, 4, 4, 4, generator=generator)
     text, mask = torch.randn(2, 3, 24, generator=generator), torch.ones(2, 3, dtype=torch.bool)
     rest = (noise, torch.tensor([0.4, 0.9]), torch.tensor([0, 1]), text, mask)

@@ -95,7 +95,7 @@ def test_what_it_has_no_part_for_is_refused() -> None:
         model.decode(latents, frame_times=[0.5])
     with pytest.raises(ValueError, match="one step"):
         model.decode(latents, num_inference_steps=2)
-    with pytest.raises(ValueError, match="decoder_strides"):
+    with pytest.raises(ValueError, match="strides and patch"):
         new_model("magvit_small_8x", decoder_strides=((1, 1),) * 5)
 
 

@@ -176,7 +176,7 @@ def test_a_dead_worker(clips: Path, tmp_path: Path, monkeypatch, capfd) -> None:
 
     before_step(monkeypatch, 2, kill)
     said = fail_of(config, monkeypatch, capfd)
-    assert "a process that prepares batches died" in said and "goes on from the last" in said
+    assert "a process that prepares batches died" in said and "resumes from the last" in said
     assert saved(config.output)[0] == "step_00000002.safetensors"
     goes_on_to_the_same(config, clips, tmp_path)
 
