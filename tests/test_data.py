@@ -18,7 +18,6 @@ import pytest
 import torch
 from PIL import Image
 
-from regen.chunking import to_float
 from regen.data import clips as clips_module
 from regen.data.bad_clips import BadClips
 from regen.data.batches import BatchConfig, TrainingBatches
@@ -125,11 +124,6 @@ def test_shapes_types_and_share_of_images(mixed: list[Clip]) -> None:
             assert (batch["frame_times"] == 0).all()
     # 20 % of 400: 80 with a deviation of 8; four deviations to either side.
     assert 48 <= num_images <= 112
-
-
-def test_to_float_spans_minus_one_to_one() -> None:
-    video = to_float(torch.tensor([0, 255], dtype=torch.uint8))
-    assert video.tolist() == [-1.0, 1.0]
 
 
 def video_of(batches: TrainingBatches, seed: int, task: str) -> tuple:
@@ -240,14 +234,6 @@ def test_photos_alone_and_videos_alone(tmp_path: Path) -> None:
         assert {"image", "reconstruction"} <= tasks
     with pytest.raises(ValueError, match="no clip or photo is left"):
         TrainingBatches([], batch_config())
-
-
-def test_images_come_from_photos_and_clips(mixed: list[Clip]) -> None:
-    options = {"image_fraction": 1.0, "image_batch_size": 200}
-    pictures = TrainingBatches(mixed, batch_config(**options))[0]["chunk"]
-    from_photo = (pictures[:, 0].flatten(1).float().std(1) > 0).float().mean().item()
-    # 60 % photos of 200: deviation 3.5 %; four deviations.
-    assert 0.46 < from_photo < 0.74
 
 
 def test_a_photo_under_a_moving_crop_moves(tmp_path: Path) -> None:
@@ -406,14 +392,6 @@ def test_bad_clips_are_counted_once_and_stop_above_the_share(tmp_path: Path) -> 
 
 
 # --- shares and held-out sources ---
-
-
-def test_fair_shares(tmp_path: Path) -> None:
-    clips = [clip_of(tmp_path, f"{i}", grey_frames(1), "many") for i in range(4)]
-    clips.append(clip_of(tmp_path, "one", grey_frames(1)))
-    shares = fair_probabilities(clips)
-    assert shares.sum() == pytest.approx(1)
-    assert shares[:4].sum() == pytest.approx(2 * shares[4])
 
 
 def test_held_out_sources_never_train(tmp_path: Path) -> None:

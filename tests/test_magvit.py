@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from test_training import assert_same, before_step, config_of, state_of, write_data
 
 from regen.baselines import objective as baseline
-from regen.baselines.discriminator import VideoDiscriminator, blur_pool
+from regen.baselines.discriminator import VideoDiscriminator
 from regen.baselines.magvit import AutoencoderMAGVITv2, spread_latents
 from regen.baselines.objective import DiscriminatorObjective, MAGVITObjective
 from regen.baselines.pyramid import pyramid_distance
@@ -19,7 +19,6 @@ from regen.codec import reconstruct_file
 from regen.data.clips import prepare_clips
 from regen.loading import load_model, new_model
 from regen.model.autoencoder import AutoencoderREGEN
-from regen.model.presets import MAGVIT_PRESETS, PRESETS
 from regen.reproduction.experiments import gflops_per_frame
 from regen.training.embedder import train
 
@@ -149,24 +148,7 @@ def test_small_decoders_cost_the_same(ratio: int) -> None:
     assert baseline == pytest.approx(regen, rel=0.08)
 
 
-def test_presets_have_one_name() -> None:
-    assert not set(PRESETS) & set(MAGVIT_PRESETS)
-
-
 # --- discriminator and losses ---
-
-
-def test_blur_pool_is_a_mean_and_keeps_an_image_one_frame() -> None:
-    assert torch.allclose(blur_pool(torch.full((1, 2, 5, 8, 6), 3.0)), torch.tensor(3.0))
-    assert blur_pool(torch.zeros(1, 2, 1, 8, 8)).shape == (1, 2, 1, 4, 4)
-    ramp = torch.arange(9.0).view(1, 1, 1, 1, 9).expand(1, 1, 3, 3, 9)
-    assert torch.allclose(blur_pool(ramp)[0, 0, 0, 0, 1:4], torch.tensor([2.0, 4.0, 6.0]))
-
-
-@pytest.mark.parametrize("shape", [(1, 32, 32), (17, 48, 32)])
-def test_discriminator_of_any_size(shape: tuple[int, int, int]) -> None:
-    logits = VideoDiscriminator(8, (2, 4), 4)(torch.zeros(2, 3, *shape))
-    assert logits.shape[0] == 2 and logits.ndim == 2
 
 
 def test_pyramid_distance() -> None:

@@ -165,14 +165,6 @@ def test_padding_repeats_the_edge(either: AutoencoderREGEN) -> None:
 # -- time and place --------------------------------------------------------------------------------
 
 
-def test_conditioning_is_continuous_in_time(model: AutoencoderREGEN) -> None:
-    latents = torch.randn(1, 8, 2, 2, 2)
-    times = torch.tensor([[3.0, 3.001, 3.5]])
-    now, soon, later = model.conditioning(latents, times)[0]
-    assert (now - soon).abs().max() < 0.02 * (now - later).abs().max()
-    assert (now - later).abs().max() > 1e-3
-
-
 @torch.no_grad()
 def test_frame_times_choose_frames(either: AutoencoderREGEN) -> None:
     latents = either.encode(random_video(18, 16, 16)).latents

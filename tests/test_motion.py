@@ -13,7 +13,7 @@ from regen.model.motion import (
     to_latents,
     warp,
 )
-from regen.model.motion_estimation import _window_mean, estimate_motion, motion_to_next
+from regen.model.motion_estimation import estimate_motion, motion_to_next
 
 
 def smooth_picture(size: int, seed: int = 0) -> torch.Tensor:
@@ -56,14 +56,6 @@ def test_warp_is_grid_sample_of_each_frame() -> None:
         grid = torch.stack([x, y], dim=-1)
         expected = F.grid_sample(picture, grid, padding_mode="border", align_corners=False)
         assert torch.allclose(warped, expected, atol=2e-5)
-
-
-def test_whole_pixels_are_a_shift() -> None:
-    picture = smooth_picture(48)
-    motion = torch.zeros(1, 16, 3, 3)
-    motion[:, 0], motion[:, 1] = 4, -2  # pixels right, and up
-    warped = warp(picture, displacement(motion, torch.tensor([[8.0]]), 8))[:, :, 0]
-    assert torch.allclose(warped[..., 2:, :-4], picture[..., :-2, 4:], atol=1e-5)
 
 
 def test_basis() -> None:
@@ -192,14 +184,6 @@ def test_the_batch_does_not_matter() -> None:
     assert torch.allclose(estimate_motion(chunks)[1:], estimate_motion(chunks[1:]), atol=1e-4)
 
 
-def test_window_mean_is_a_pooling_with_repeated_edges() -> None:
-    """By sums of slices, for speed. The search weighs its penalty by it, the steps theirs."""
-    maps = torch.randn(2, 5, 4, 7, generator=torch.Generator().manual_seed(0))
-    padded = F.pad(maps, (1, 1, 1, 1), mode="replicate")
-    assert torch.allclose(_window_mean(maps, 3), F.avg_pool2d(padded, 3, stride=1), atol=1e-6)
-    assert torch.equal(_window_mean(maps, 1), maps)
-
-
 def test_under_autocast_motion_keeps_its_precision() -> None:
     chunk = moved(smooth_picture(48), (5.0, -3.0), (1.0, 0.0))
     first, last = chunk[:, :, 0], chunk[:, :, 8]
@@ -227,15 +211,6 @@ def test_motion_to_the_next_chunk_is_that_of_a_shifted_picture() -> None:
     assert found.shape == (1, 2, 12, 12)
     middle = found[0, :, 4:8, 4:8].flatten(1)
     assert (middle - shift.T).abs().max() < 0.1, middle
-
-
-def test_constant_motions_are_subtracted() -> None:
-    """A frame 3 pixels along, the next chunk's first frame 5: it is 2 pixels back from there."""
-    field = constant_field(torch.tensor([[3.0, 1.0], [0.0, 0.0]]), 16)
-    to_first = torch.tensor([5.0, -1.0])[None, :, None, None].expand(1, 2, 16, 16)
-    found = field_to_next(field, to_first)
-    expected = constant_field(torch.tensor([[-2.0, 2.0], [-5.0, 1.0]]), 16)
-    assert torch.allclose(found, expected, atol=1e-5)
 
 
 def test_both_ways_lead_to_one_pixel() -> None:

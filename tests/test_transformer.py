@@ -9,7 +9,6 @@ from small_generator import make_transformer
 from regen.t2v.presets import GENERATOR_PRESETS
 from regen.t2v.transformer import (
     RegenTransformer3DModel,
-    latent_positions,
     rotary_embedding,
     rotate,
 )
@@ -100,14 +99,6 @@ def test_rotations_depend_on_differences_of_places() -> None:
         second = rotate(key, (cos[1:], sin[1:]))
         scores.append((first * second).sum())
     torch.testing.assert_close(scores[0], scores[1])
-
-
-def test_positions() -> None:
-    positions = latent_positions(4, 2, 3)
-    assert positions.shape == (24, 4)
-    assert positions[0].tolist() == [0, 0, 0, 0]
-    assert positions[6].tolist() == [0, 1, 0, 0]  # motion of the first chunk
-    assert positions[-1].tolist() == [1, 1, 1, 2]
 
 
 def test_gradient_checkpointing_changes_nothing() -> None:

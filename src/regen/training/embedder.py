@@ -158,8 +158,12 @@ def load_clips(
         accelerator.print("\n".join(clip_set.skipped[:10] + ["..."] * (num_skipped > 10)))
     if accelerator.is_main_process:
         bad_clips.start(clip_set.skipped)
-    clips = exclude_sources(clip_set.clips, config.exclude_sources)
-    training, validation = hold_out(clips, config.validation_sources)
+    # What is held out stays so, whatever is excluded.
+    kept = {clip.source for clip in exclude_sources(clip_set.clips, config.exclude_sources)}
+    training, validation = (
+        [clip for clip in clips if clip.source in kept]
+        for clips in hold_out(clip_set.clips, config.validation_sources)
+    )
     if is_other_data(config.output / "data.txt", training, accelerator.is_main_process):
         accelerator.print("the clips are not those that the run started with: batches will differ")
     num_videos = sum(not clip.is_photo for clip in training)
