@@ -46,7 +46,6 @@ ROOMS: dict[str, set[str]] = {
         *("video", "latent_file", "model", "loading", "data", "moving_shapes", "evaluation"),
         *("training", "t2v", "codec", "reproduction"),
     },
-    "models": {"model", "t2v"},  # where pipelines saved by 0.1 look for their parts
     "weights": set(),
     "__init__": {"model", "loading", "t2v"},  # its public names, on first use
     "__main__": {"cli"},

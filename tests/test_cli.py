@@ -510,3 +510,14 @@ def test_help_teaches_and_is_quick(command):
     imported = {line.rsplit("|", 1)[-1].strip() for line in done.stderr.splitlines()}
     assert "regen.cli" in imported and not imported & {"torch", "diffusers", "av", "numpy"}
     assert elapsed_s < 2
+
+
+def test_old_names_of_options_are_taken_and_told(run, place):
+    options = ["--image-share=2", "--max-bad-share", "0"]
+    arguments = ["train", "--data", "missing", "--output", "run", *options]
+    status, _, err = run(*arguments)
+    assert status == 1 and err.splitlines() == [
+        "regen: --image-share is now --image-fraction",
+        "regen: --max-bad-share is now --max-bad-fraction",
+        "regen: --image-fraction is from 0 to 1, got 2.0",
+    ]

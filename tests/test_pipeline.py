@@ -1,5 +1,6 @@
 """Properties of the text-to-video pipeline: results, what is given, bad requests."""
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -311,6 +312,16 @@ def test_a_pipeline_without_a_text_encoder(pipeline: RegenTextToVideoPipeline) -
     )
     with pytest.raises(ValueError, match="no text encoder: give prompt_embeds"):
         run(bare)
+
+
+def test_a_pipeline_that_an_older_version_saved(folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder, tmp_path / "old")
+    index = tmp_path / "old" / "model_index.json"
+    fields = json.loads(index.read_text())
+    fields["vae"][0] = "regen.models.autoencoder"
+    fields["transformer"][0] = "regen.models.transformer"
+    index.write_text(json.dumps(fields))
+    assert load_pipeline(str(tmp_path / "old")).vae.encoder_id()
 
 
 def test_folders_that_are_no_pipeline(folder: Path, tmp_path: Path) -> None:

@@ -324,6 +324,11 @@ def test_other_options_do_not_go_on(data: Path, tmp_path: Path) -> None:
     check_run_config(path, config)
     with pytest.raises(ValueError, match="detail_weighting = True, now it is False"):
         check_run_config(path, replace(config, detail_weighting=False))
+    options["image_share"] = options.pop("image_fraction")  # its name of then
+    path.write_text(json.dumps(options))
+    check_run_config(path, config)
+    with pytest.raises(ValueError, match="started with image_fraction"):
+        check_run_config(path, replace(config, image_fraction=0.9))
 
 
 # --- what cannot work ---

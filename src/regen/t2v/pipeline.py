@@ -6,6 +6,7 @@ given: the content of an image, or a video's last chunk, which the generated one
 
 import inspect
 import json
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from numbers import Real
@@ -23,11 +24,16 @@ from diffusers.video_processor import VideoProcessor
 from PIL import Image
 
 from regen.loading import loading
+from regen.model import autoencoder
 from regen.model.autoencoder import AutoencoderREGEN
+from regen.t2v import transformer
 from regen.t2v.text_encoder import TextEncoder, quiet_transformers
 from regen.t2v.transformer import RegenTransformer3DModel
 
 OUTPUT_TYPES = ("np", "pt", "pil", "latent")
+# The modules that a pipeline saved by regen 0.1 names.
+sys.modules |= {"regen.models.autoencoder": autoencoder, "regen.models.transformer": transformer}
+
 Embedded = tuple[torch.Tensor, torch.Tensor]  # text [B, L, E] and its mask [B, L]
 
 
