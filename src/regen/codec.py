@@ -291,11 +291,7 @@ def _video_outputs(
     widths = {output: width} | ({compare_path(output): 3 * width} if compare else {})
     for path in widths:
         check_output(info.path, path)
-        if path.suffix.lower() == ".png" and _has_many_frames(info):
-            raise ValueError(
-                f"{path}: a .png holds one frame; the output must end in .mp4, or have no suffix "
-                "(a folder of PNGs)"
-            )
+        _check_png(path, lambda: _has_many_frames(info))
     with ExitStack() as stack:
         writers = [
             stack.enter_context(
@@ -490,11 +486,7 @@ def _decoded_output(
     if audio_from is not None:
         check_output(audio_from, output)
         _check_sound(audio_from)
-    if output.suffix.lower() == ".png" and grid.num_frames(video.num_frames) > 1:
-        raise ValueError(
-            f"{output}: a .png holds one frame; the output must end in .mp4, or have no suffix "
-            "(a folder of PNGs)"
-        )
+    _check_png(output, lambda: grid.num_frames(video.num_frames) > 1)
     with VideoWriter(
         output,
         width=video.width,
@@ -525,6 +517,14 @@ def _with_latent_files(model: Autoencoder) -> AutoencoderREGEN:
             "regen reconstruct takes it"
         )
     return model
+
+
+def _check_png(path: Path, has_many_frames: Callable[[], bool]) -> None:
+    if path.suffix.lower() == ".png" and has_many_frames():
+        raise ValueError(
+            f"{path}: a .png holds one frame; the output must end in .mp4, or have no suffix "
+            "(a folder of PNGs)"
+        )
 
 
 def _has_many_frames(info: VideoInfo) -> bool:

@@ -132,18 +132,22 @@ def _split_ratio(model: str) -> tuple[str, int | None]:
     return name, int(ratio)
 
 
-def _check_config(path: Path) -> None:
-    """ValueError for a foreign config.json, which would build a model of the default, huge size."""
+def read_class_name(path: Path, writers: str) -> tuple[str | None, dict[str, Any]]:
+    """(_class_name, everything) of a JSON file of diffusers; ValueError without it, naming who
+    writes such folders."""
     if not path.is_file():
-        raise ValueError(
-            f"{path.parent} holds no config.json: give the folder that save_pretrained or "
-            "regen train wrote"
-        )
+        raise ValueError(f"{path.parent} holds no {path.name}: give the folder {writers}")
     try:
         config = json.loads(path.read_text())
     except ValueError as error:
         raise ValueError(f"{path} is damaged ({error}): get the model again") from None
-    name = config.get("_class_name") if isinstance(config, dict) else None
+    config = config if isinstance(config, dict) else {}
+    return config.get("_class_name"), config
+
+
+def _check_config(path: Path) -> None:
+    """ValueError for a foreign config.json, which would build a model of the default, huge size."""
+    name, _ = read_class_name(path, "that save_pretrained or regen train wrote")
     if name not in CLASSES:
         is_run = (path.parent / "model" / "config.json").is_file()
         hint = f": of a run give {path.parent / 'model'}" if is_run else ""

@@ -5,7 +5,6 @@ given: the content of an image, or a video's last chunk, which the generated one
 """
 
 import inspect
-import json
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -23,7 +22,7 @@ from diffusers.utils.torch_utils import randn_tensor
 from diffusers.video_processor import VideoProcessor
 from PIL import Image
 
-from regen.loading import loading
+from regen.loading import loading, read_class_name
 from regen.model import autoencoder
 from regen.model.autoencoder import AutoencoderREGEN
 from regen.t2v import transformer
@@ -427,16 +426,7 @@ def load_pipeline(
 
 
 def _check_index(path: Path) -> None:
-    if not path.is_file():
-        raise ValueError(
-            f"{path.parent} holds no model_index.json: give the folder OUTPUT/model of "
-            "regen train-generator"
-        )
-    try:
-        index = json.loads(path.read_text())
-    except ValueError as error:
-        raise ValueError(f"{path} is damaged ({error}): get the model again") from None
-    name = index.get("_class_name") if isinstance(index, dict) else None
+    name, index = read_class_name(path, "OUTPUT/model of regen train-generator")
     if name != RegenTextToVideoPipeline.__name__:
         raise ValueError(f"{path} is of a pipeline {name}, expected RegenTextToVideoPipeline")
     for name, kind in index.items():
