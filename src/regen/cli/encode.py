@@ -6,7 +6,7 @@ from typing import Literal
 
 import tyro
 
-from regen.cli.options import InLocation, ModelOptions, OutPath, SourceOptions, check_numbers
+from regen.cli.options import ModelOptions, OutPath, SourceOptions, check_numbers
 from regen.cli.output import common_rows, print_table, size_of, with_progress
 
 
@@ -17,15 +17,10 @@ class Encode(ModelOptions, SourceOptions):
     Example: regen encode clip.mp4 clip.safetensors --storage int8
     """
 
-    source: InLocation = tyro.MISSING
-    """A video (MP4, MOV, MKV, WebM, GIF, ...), a picture, or a folder of pictures; also its URL, or
-    - for standard input."""
     output: OutPath = tyro.MISSING
     """The latent file to write; ends in .safetensors."""
     storage: Literal["float32", "bfloat16", "int8"] = "bfloat16"
     """How a latent value is stored; docs/decoding.md says what each costs."""
-    short_side: int | None = None
-    """Resize so that the short side has this many pixels; by default nothing is resized."""
 
     def run(self) -> None:
         check_numbers(short_side=self.short_side)

@@ -45,8 +45,13 @@ class ModelOptions:
 
 @dataclass(frozen=True)
 class SourceOptions:
-    """How a video is read."""
+    """What video is read, and how."""
 
+    source: InLocation = tyro.MISSING
+    """A video (MP4, MOV, MKV, WebM, GIF, ...), a picture, or a folder of pictures; also its URL, or
+    - for standard input."""
+    short_side: int | None = None
+    """Resize so that the short side has this many pixels; by default nothing is resized."""
     stream: int | None = None
     """Which video stream of a file with several, from 0; by default the one marked as default."""
     skip_damaged: bool = False

@@ -7,7 +7,7 @@ from typing import Literal
 
 import tyro
 
-from regen.cli.options import InLocation, ModelOptions, OutPath, SourceOptions, check_numbers
+from regen.cli.options import ModelOptions, OutPath, SourceOptions, check_numbers
 from regen.cli.output import common_rows, print_table, size_of, with_progress
 
 
@@ -18,9 +18,6 @@ class Reconstruct(ModelOptions, SourceOptions):
     Example: regen reconstruct clip.mp4 again.mp4 --compare
     """
 
-    source: InLocation = tyro.MISSING
-    """A video (MP4, MOV, MKV, WebM, GIF, ...), a picture, or a folder of pictures; also its URL, or
-    - for standard input."""
     output: OutPath = tyro.MISSING
     """.mp4, .webm, lossless .mkv, .png of a picture; without a suffix: a folder of PNGs."""
     num_inference_steps: int = 1
@@ -29,8 +26,6 @@ class Reconstruct(ModelOptions, SourceOptions):
     """Seed of the decoder's noise."""
     compare: bool = False
     """Also write OUT.compare: source, reconstruction and 4 x error side by side."""
-    short_side: int | None = None
-    """Resize so that the short side has this many pixels; by default nothing is resized."""
     storage: Literal["float32", "bfloat16", "int8"] = "float32"
     """Round the latents as a latent file of this type would, to see what that costs."""
 

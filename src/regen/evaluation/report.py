@@ -45,7 +45,7 @@ def write_report(results: dict[str, Any], output: Path) -> Path:
         f"<h1>{escape(title)}</h1>",
         _protocol(protocol),
         *(_set_table(rows, name, note) for name, note in protocol["sets"].items()),
-        _legend(protocol, rows),
+        _legend(rows),
         _cost_table(rows),
         _plots(rows),
         *(_worst(row, output) for row in rows),
@@ -106,7 +106,7 @@ def _set_table(rows: list[dict[str, Any]], name: str, note: dict[str, Any]) -> s
     return f"<h2>{escape(name)}</h2><p>{escape(about)}</p>{_table(head, body)}"
 
 
-def _legend(protocol: dict[str, Any], rows: list[dict[str, Any]]) -> str:
+def _legend(rows: list[dict[str, Any]]) -> str:
     items = [f"<li><b>{escape(title)}</b>: {escape(text)}</li>" for title, text in METRICS.values()]
     note = ""
     if any(len(row["seeds"]) > 1 for row in rows):
