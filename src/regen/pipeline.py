@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from diffusers.loaders import CogVideoXLoraLoaderMixin
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from diffusers.schedulers import FlowMatchEulerDiscreteScheduler
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
@@ -41,7 +42,7 @@ class RegenPipelineOutput(BaseOutput):
     frames: Any
 
 
-class RegenTextToVideoPipeline(DiffusionPipeline):
+class RegenTextToVideoPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
     """Text to video, also from a first image, also on from a video.
 
     `text_encoder` and `tokenizer`: any that transformers has; without them the pipeline takes

@@ -12,10 +12,13 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from diffusers.configuration_utils import ConfigMixin, register_to_config
-from diffusers.models.autoencoders.vae import AutoencoderMixin, DecoderOutput
+from diffusers.models.autoencoders.vae import (
+    AutoencoderMixin,
+    DecoderOutput,
+    DiagonalGaussianDistribution,
+)
 from diffusers.models.modeling_utils import ModelMixin
 from diffusers.utils import BaseOutput
-from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import nn
 
 from regen.chunking import ChunkGeometry, stretch
@@ -36,6 +39,7 @@ from regen.models.motion import (
     warp,
 )
 from regen.models.motion_estimation import estimate_motion, motion_to_next
+from regen.models.offloading import within_hooks
 from regen.models.patches import PATCH, LinearCodec
 
 PIXEL_STD = 0.5  # of pixels about grey
@@ -53,6 +57,12 @@ class REGENEncoderOutput(BaseOutput):
 
     latents: torch.Tensor
 
+    @property
+    def latent_dist(self) -> DiagonalGaussianDistribution:
+        """What code written for other autoencoders asks for; its variance is zero."""
+        parameters = torch.cat([self.latents, torch.zeros_like(self.latents)], dim=1)
+        return DiagonalGaussianDistribution(parameters, deterministic=True)
+
 
 class AutoencoderREGEN(ModelMixin, AutoencoderMixin, ConfigMixin, LatentStatistics):
     """Causal 3D convolutional encoder and diffusion transformer decoder (Sec. 3).
@@ -69,12 +79,21 @@ class AutoencoderREGEN(ModelMixin, AutoencoderMixin, ConfigMixin, LatentStatisti
     frame comes from. The decoder draws frame 0 from z_c and its linear picture, and every other
     frame from frame 0 as it has moved there, z_c, z_m and the time. False is the paper's method.
 
+    `scaling_factor`, `latents_mean`, `latents_std`: what code written for other video autoencoders
+    applies to latents. `encode` normalises and `decode` undoes it, so these change nothing: 1, and
+    zeros and ones for each channel.
+
     Raises ValueError for a configuration that cannot work.
     """
 
     _supports_gradient_checkpointing = True
     _no_split_modules = ["DiTBlock", "ResidualBlock"]
     _repeated_blocks = ["DiTBlock"]
+    _group_offload_block_modules = ["encoder", "dit"]
+    _skip_layerwise_casting_patterns = [
+        "patch_embed", "norm", "linear", "conditioning", "conv_in", "conv_out", "time_embed",
+        "modulation", r"^dit\.proj_out$",
+    ]  # fmt: skip
 
     @register_to_config
     def __init__(
@@ -101,6 +120,9 @@ class AutoencoderREGEN(ModelMixin, AutoencoderMixin, ConfigMixin, LatentStatisti
         prediction_type: str = "sample",
         conditioning_type: str = "content_aware",
         chunk_ratio: int | None = None,
+        scaling_factor: float = 1.0,
+        latents_mean: Sequence[float] | None = None,
+        latents_std: Sequence[float] | None = None,
     ) -> None:
         super().__init__()
         if conditioning_type not in CONDITIONING_TYPES:
@@ -130,6 +152,10 @@ class AutoencoderREGEN(ModelMixin, AutoencoderMixin, ConfigMixin, LatentStatisti
                 f"encoder_strides and the patch sizes compress {temporal}x in time and "
                 f"{spatial}x in space, expected {temporal_compression_ratio}x and {PATCH}x"
             )
+        self.register_to_config(
+            latents_mean=latents_mean or [0.0] * latent_channels,
+            latents_std=latents_std or [1.0] * latent_channels,
+        )
         self.spatial_compression_ratio = spatial
         self.set_chunk_ratio(chunk_ratio)
         dim = num_attention_heads * attention_head_dim
@@ -178,8 +204,7 @@ class AutoencoderREGEN(ModelMixin, AutoencoderMixin, ConfigMixin, LatentStatisti
         self.image_motion_latents = nn.Parameter(torch.zeros(latent_channels))
         # Choice: latents are normalised by mean and standard deviation per channel, content and
         # motion apart. Their scales differ, and a generative model on them wants unit variance.
-        self.register_buffer("latents_mean", torch.zeros(latent_channels, 2))
-        self.register_buffer("latents_std", torch.ones(latent_channels, 2))
+        self.add_latent_statistics(latent_channels)
 
     def set_chunk_ratio(self, ratio: int | None) -> None:
         """Compress `ratio` times in time from now on, at most k; None: k, as it was trained.
@@ -252,7 +277,7 @@ class AutoencoderREGEN(ModelMixin, AutoencoderMixin, ConfigMixin, LatentStatisti
         """
         conditioning, context = self.conditioning(latents, self._stretched(frame_times)), None
         if isinstance(self.conditioning, InContextConditioning):
-            context = self.conditioning.tokens(latents)
+            conditioning, context = conditioning
         if self.config.prediction_type != "sample":
             return self.dit(noisy_video.to(self.dtype), timestep, conditioning, context)
         # Choice: a preconditioned x-prediction. The network sees x_t as far as it can be believed
@@ -349,7 +374,7 @@ class AutoencoderREGEN(ModelMixin, AutoencoderMixin, ConfigMixin, LatentStatisti
 
     # -- the public pair ---------------------------------------------------------------------------
 
-    @apply_forward_hook
+    @within_hooks
     def encode(
         self, video: torch.Tensor, return_dict: bool = True
     ) -> REGENEncoderOutput | tuple[torch.Tensor]:
@@ -371,7 +396,7 @@ class AutoencoderREGEN(ModelMixin, AutoencoderMixin, ConfigMixin, LatentStatisti
         latents = self.normalize_latents(torch.cat(chunks, dim=2))
         return REGENEncoderOutput(latents=latents) if return_dict else (latents,)
 
-    @apply_forward_hook
+    @within_hooks
     def decode(
         self,
         latents: torch.Tensor,

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from diffusers.models.attention import AttentionModuleMixin
 from diffusers.models.attention_dispatch import dispatch_attention_fn
+from diffusers.models.modeling_utils import get_parameter_dtype
 from einops import rearrange
 from torch import nn
 from torch.utils.checkpoint import checkpoint
@@ -258,7 +259,7 @@ class REGENDiT(nn.Module):
         num_frames = hidden_states.shape[1]
         if context is not None:
             hidden_states = torch.cat([context.to(hidden_states.dtype), hidden_states], dim=1)
-        temb = timestep_embedding(timestep, 256).to(self.patch_embed.weight.dtype)
+        temb = timestep_embedding(timestep, 256).to(get_parameter_dtype(self))
         temb = F.silu(self.time_embed(temb))  # [B, D]
         modulation = temb if self.shared_modulation is None else self.shared_modulation(temb)
         for block in self.blocks:

@@ -12,7 +12,6 @@ import torch.nn.functional as F
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.autoencoders.vae import AutoencoderMixin, DecoderOutput
 from diffusers.models.modeling_utils import ModelMixin
-from diffusers.utils.accelerate_utils import apply_forward_hook
 from einops import rearrange
 from torch import nn
 from torch.utils.checkpoint import checkpoint
@@ -20,6 +19,7 @@ from torch.utils.checkpoint import checkpoint
 from regen.chunking import ChunkGeometry
 from regen.models.autoencoder import REGENEncoderOutput, check_latents, check_video
 from regen.models.encoder import CausalConv3d, ChannelRMSNorm, REGENEncoder, ResidualBlock
+from regen.models.offloading import within_hooks
 from regen.models.patches import PATCH
 
 LOG_VARIANCE_RANGE = (-30.0, 20.0)
@@ -191,7 +191,7 @@ class AutoencoderMAGVITv2(ModelMixin, AutoencoderMixin, ConfigMixin):
         """`[B, 8, j + 1, h, w]` -> `[B, 3, j k + 1, 8 h, 8 w]`."""
         return self.decoder(latents)
 
-    @apply_forward_hook
+    @within_hooks
     def encode(
         self, video: torch.Tensor, return_dict: bool = True
     ) -> REGENEncoderOutput | tuple[torch.Tensor]:
@@ -212,7 +212,7 @@ class AutoencoderMAGVITv2(ModelMixin, AutoencoderMixin, ConfigMixin):
         every = torch.cat(latents, dim=2)
         return REGENEncoderOutput(latents=every) if return_dict else (every,)
 
-    @apply_forward_hook
+    @within_hooks
     def decode(
         self,
         latents: torch.Tensor,
