@@ -72,6 +72,11 @@ class RegenTextToVideoPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
         )
         self.video_processor = VideoProcessor(vae_scale_factor=vae.spatial_compression_ratio)
 
+    @classmethod
+    def lora_state_dict(cls, source: Any, **kwargs: Any) -> Any:
+        """diffusers' own, of safetensors only."""
+        return super().lora_state_dict(source, **(kwargs | {"use_safetensors": True}))
+
     @torch.no_grad()
     def __call__(
         self,

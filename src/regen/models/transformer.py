@@ -234,6 +234,10 @@ class RegenTransformer3DModel(ModelMixin, ConfigMixin, PeftAdapterMixin, LatentS
         self.gradient_checkpointing = False
         self._init_weights()
 
+    def load_lora_adapter(self, source: Any, prefix: str | None = "transformer", **kw: Any) -> Any:
+        """diffusers' own, of safetensors only."""
+        return super().load_lora_adapter(source, prefix, **(kw | {"use_safetensors": True}))
+
     def set_latent_statistics(self, mean: torch.Tensor, std: torch.Tensor) -> None:
         """Mean and deviation `[8, 2]` (content, motion) of the latents to be learned, as the
         embedder gives them; channels that hardly vary count as varying by `MIN_DEVIATION`."""
