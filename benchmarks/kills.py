@@ -12,12 +12,17 @@ nothing else (in the folder of temporary files either), and if no process lives 
 import json
 import os
 import random
+import shlex
 import shutil
 import signal
+import subprocess
 import sys
 import tarfile
 import tempfile
 import time
+from collections import Counter
+from contextlib import suppress
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -55,27 +60,59 @@ def commands(data: Path, model: Path, text: Path, output: Path) -> dict[str, lis
     }  # fmt: skip
 
 
-def start(words: list[str], scratch: Path) -> int:
-    """The process that runs `words`: the leader of a group of its own."""
-    pid = os.fork()
-    if pid == 0:
-        os.setsid()
-        for number in (1, 2):
-            os.dup2(os.open(scratch.parent / "said.txt", os.O_WRONLY | os.O_CREAT), number)
-        os.environ["TMPDIR"] = tempfile.tempdir = str(scratch)
-        sys.argv = ["regen", *words]
-        small_train.save_slowly()
-        status: Any = 0
-        try:
-            main()
-        except SystemExit as stopped:
-            status = stopped.code
-        os._exit(status if isinstance(status, int) else 1)
-    return pid
+class Server:
+    """Starts processes, as forks of one that has done nothing but import: that takes seconds."""
+
+    def __init__(self, scratch: Path) -> None:
+        self.said = scratch.parent / "said.txt"
+        self.process = subprocess.Popen(
+            [sys.executable, __file__, "serve", str(scratch)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def start(self, words: list[str]) -> int:
+        """The process that runs `words`: the leader of a group of its own."""
+        assert self.process.stdin is not None
+        self.process.stdin.write(shlex.join(words) + "\n")
+        self.process.stdin.flush()
+        return self._answer()
+
+    def wait(self) -> int:
+        """The status of what was started last."""
+        return self._answer()
+
+    def run(self, words: list[str]) -> str:
+        """What it said, if it failed."""
+        self.start(words)
+        return self.said.read_text() if self.wait() else ""
+
+    def _answer(self) -> int:
+        assert self.process.stdout is not None
+        return int(self.process.stdout.readline())
 
 
-def wait(pid: int) -> int:
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+def serve(scratch: Path) -> None:
+    small_train.make_small(pytest.MonkeyPatch())
+    small_train.save_slowly()
+    os.environ["TMPDIR"] = tempfile.tempdir = str(scratch)
+    for line in sys.stdin:
+        pid = os.fork()
+        if pid == 0:
+            os.setsid()
+            said = os.open(scratch.parent / "said.txt", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+            for number in (1, 2):
+                os.dup2(said, number)
+            sys.argv = ["regen", *shlex.split(line)]
+            status: Any = 0
+            try:
+                main()
+            except SystemExit as stopped:
+                status = stopped.code
+            os._exit(int(bool(status)))
+        print(pid, flush=True)
+        print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
 
 
 def has_children(group: int) -> bool:
@@ -138,67 +175,68 @@ def is_same(one: Any, other: Any) -> bool:
     return bool(one == other)
 
 
-def run(number: int, seed: int) -> None:
-    small_train.make_small(pytest.MonkeyPatch())
+def kill(number: int, seed: int) -> None:
     root, rng = Path(tempfile.mkdtemp(prefix="kills-")), random.Random(seed)
     data, model, scratch = root / "data", root / "model", root / "scratch"
+    scratch.mkdir()
+    server = Server(scratch)
     write_data(data)
     make_small_model().save_pretrained(model)
     text = save_text_encoder(root / "text")
-    scratch.mkdir()
-    ready = {
-        f"{data}.safetensors": ["encode", str(data / "0.mkv"), f"{data}.safetensors", "--model",
-                                str(model)],
-        f"{data}-shards": ["shard", str(data), f"{data}-shards"],
-    }  # fmt: skip
-    for words in ready.values():
-        assert wait(start(words, scratch)) == 0, (root / "said.txt").read_text()
+    for words in (
+        ["encode", f"{data}/0.mkv", f"{data}.safetensors", "--model", str(model)],
+        ["shard", str(data), f"{data}-shards"],
+    ):
+        assert not server.run(words)
     whole: dict[str, dict[str, Any]] = {}
     took: dict[str, float] = {}
     for name in COMMANDS:
         output = root / "whole" / name
         output.mkdir(parents=True)
-        before = time.perf_counter()
-        assert wait(start(commands(data, model, text, output)[name], scratch)) == 0, (
-            root / "said.txt"
-        ).read_text()
-        took[name] = time.perf_counter() - before
+        start = time.perf_counter()
+        said = server.run(commands(data, model, text, output)[name])
+        assert not said, said
+        took[name] = time.perf_counter() - start
         whole[name] = outcome(output)
     print({name: f"{seconds:.1f} s" for name, seconds in took.items()}, flush=True)
-    kills, faults = 0, 0
-    while kills < number:
-        name = COMMANDS[kills % len(COMMANDS)]
+    kills, faults = Counter[str](), 0
+    for turn in count():
+        if kills.total() >= number:
+            break
+        name = COMMANDS[turn % len(COMMANDS)]
         output = root / "killed" / name
         shutil.rmtree(output, ignore_errors=True)
         output.mkdir(parents=True)
         words = commands(data, model, text, output)[name]
-        said: list[str] = []
-        for _ in range(rng.choice((1, 1, 2, 3))):
-            pid = start(words, scratch)
+        problems: list[str] = []
+        for _ in range(rng.choice((1, 2, 3))):
+            pid = server.start(words)
             time.sleep(rng.uniform(0, took[name]))
-            os.kill(pid, signal.SIGKILL)
-            killed = wait(pid) == -signal.SIGKILL
-            kills += killed
+            with suppress(ProcessLookupError):  # it was faster than the undisturbed run
+                os.kill(pid, signal.SIGKILL)
+            kills[name] += server.wait() == -signal.SIGKILL
             if has_children(pid):
-                said.append("a process lived on")
-            said += [f"{one} is not whole" for one in unfinished(output)]
-        if wait(start(words, scratch)) != 0:
-            said.append("the next run fails: " + (root / "said.txt").read_text()[-300:])
+                problems.append("a process lived on")
+            problems += [f"{one} is not whole" for one in unfinished(output)]
+        if said := server.run(words):
+            problems.append(f"the next run fails: {said[-300:]}")
         now = outcome(output)
-        said += [f"{one} is missing" for one in whole[name].keys() - now.keys()]
-        said += [f"{one} is left" for one in now.keys() - whole[name].keys()]
-        said += [f"{one} differs" for one in now if not is_same(now[one], whole[name].get(one))]
-        left = [path.name for path in scratch.iterdir()]
-        said += [f"{one} is left among temporary files" for one in left]
+        problems += [f"{one} is missing" for one in whole[name].keys() - now.keys()]
+        problems += [f"{one} is left" for one in now.keys() - whole[name].keys()]
+        problems += [f"{one} differs" for one in now if not is_same(now[one], whole[name].get(one))]
+        problems += [f"{path.name} is left among temporary files" for path in scratch.iterdir()]
         for path in scratch.iterdir():
-            shutil.rmtree(path, ignore_errors=True)
-            path.unlink(missing_ok=True)
-        faults += bool(said)
-        for line in said:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+        faults += bool(problems)
+        for line in problems:
             print(f"{name}: {line}", flush=True)
-    print(f"{kills} kills, {faults} runs with faults", flush=True)
+    print(f"{kills.total()} kills {dict(kills)}, {faults} runs with faults", flush=True)
+    server.process.kill()
     shutil.rmtree(root)
 
 
 if __name__ == "__main__":
-    run(*(int(word) for word in (sys.argv[1:] + ["100", "0"][len(sys.argv) - 1 :])))
+    if sys.argv[1:2] == ["serve"]:
+        serve(Path(sys.argv[2]))
+    else:
+        kill(*(int(word) for word in (sys.argv[1:] + ["100", "0"][len(sys.argv) - 1 :])))
