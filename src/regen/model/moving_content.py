@@ -111,7 +111,7 @@ def _draft(
     conditioning = conditioning.to(model.dtype)
     at_noise = torch.ones(len(prior), device=prior.device)
     inputs = torch.cat([torch.zeros_like(prior), prior, reference], dim=1)
-    output, spread = model.dit.with_spread(inputs.to(model.dtype), at_noise, conditioning)
+    output, spread = model.dit(inputs.to(model.dtype), at_noise, conditioning)
     assert spread is not None
     bounded = LOG_SPREAD_RANGE * torch.tanh(spread.float() / LOG_SPREAD_RANGE)
     mean = prior + PRIOR_STD * output.float()
@@ -133,7 +133,7 @@ def predict_detail(
     inputs = torch.cat(
         [gain * noisy_detail.float(), draft.mean.clamp(-1, 1), draft.reference], dim=1
     )
-    return model.dit(inputs.to(model.dtype), timestep, draft.conditioning).float()
+    return model.dit(inputs.to(model.dtype), timestep, draft.conditioning)[0].float()
 
 
 def move_content(
