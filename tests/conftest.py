@@ -1,10 +1,13 @@
 """A small model with random weights, for all tests that need one and not a good one."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 
+from regen.data.clips import prepare_clips
 from regen.model.autoencoder import AutoencoderREGEN
 from regen.model.presets import PRESETS
 from regen.perceptual import weights
@@ -73,39 +76,31 @@ def small_model_folder(
 
 @pytest.fixture(scope="session")
 def small_text_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A text encoder of 16 numbers a token, with random weights."""
-    from transformers import BertConfig, BertModel, BertTokenizerFast
+    """A text encoder of 24 numbers a token, with random weights."""
+    from small_generator import save_text_encoder
 
-    folder = tmp_path_factory.mktemp("small_text")
-    words = [
-        "[PAD]",
-        "[UNK]",
-        "[CLS]",
-        "[SEP]",
-        "a",
-        "red",
-        "blue",
-        "ball",
-        "square",
-        "moves",
-        "left",
-        "right",
-        "slowly",
-        "two",
-    ]
-    (folder / "vocab.txt").write_text("\n".join(words))
-    BertTokenizerFast(str(folder / "vocab.txt")).save_pretrained(folder)
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        config = BertConfig(
-            vocab_size=len(words),
-            hidden_size=16,
-            num_hidden_layers=1,
-            num_attention_heads=2,
-            intermediate_size=16,
-            max_position_embeddings=12,
-        )
-        BertModel(config).save_pretrained(folder)
+    return save_text_encoder(tmp_path_factory.mktemp("small_text"))
+
+
+@pytest.fixture
+def small_runs(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Runs of the loop are of very small models, see small_train."""
+    from small_train import make_small
+
+    make_small(monkeypatch)
+    AcceleratorState._reset_state(reset_partial_state=True)  # another file's may be left
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Clips and photos to train on; the folder `cache` beside has them decoded."""
+    from test_training import write_data
+
+    folder = tmp_path_factory.mktemp("training") / "data"
+    write_data(folder)
+    prepare_clips([folder], folder.parent / "cache")
     return folder
 
 

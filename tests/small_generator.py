@@ -21,7 +21,6 @@ WORDS = ["[PAD]", "[CLS]", "[SEP]", "[UNK]", "a", "red", "blue", "ball", "box", 
 
 
 def make_text_encoder(seed: int = 0) -> TextEncoder:
-    torch.manual_seed(seed)
     config = BertConfig(
         vocab_size=len(WORDS),
         hidden_size=24,
@@ -38,7 +37,9 @@ def make_text_encoder(seed: int = 0) -> TextEncoder:
     fast = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]", model_max_length=32
     )
-    return TextEncoder(BertModel(config), fast, "small", max_length=32)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return TextEncoder(BertModel(config), fast, "small", max_length=32)
 
 
 def save_text_encoder(folder: Path) -> Path:

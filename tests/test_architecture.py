@@ -30,9 +30,9 @@ ROOMS: dict[str, set[str]] = {
     "loading": {"model", "baselines"},
     "data": {"files", "video"},
     "moving_shapes": {"files", "video"},
-    "evaluation": {"video", "flops", "latent_file", "perceptual", "loading", "data"},
+    "evaluation": {"files", "video", "flops", "latent_file", "perceptual", "loading", "data"},
     "training": {
-        *("flops", "chunking", "perceptual", "model", "baselines", "loading", "data"),
+        *("files", "flops", "chunking", "perceptual", "model", "baselines", "loading", "data"),
         "evaluation",
     },
     "t2v": {
@@ -41,7 +41,8 @@ ROOMS: dict[str, set[str]] = {
     },
     "codec": {"video", "chunking", "latent_file", "model", "loading", "evaluation"},
     "reproduction": {
-        *("video", "flops", "model", "loading", "data", "evaluation", "training", "codec"),
+        *("files", "video", "flops", "model", "loading", "data", "evaluation", "training"),
+        "codec",
     },
     "cli": {
         *("video", "latent_file", "model", "loading", "data", "moving_shapes", "evaluation"),
@@ -61,11 +62,7 @@ RESERVED = {
     "ray": {"t2v/cache/building"},
     "transformers": {"t2v/text_encoder"},
     "safetensors.safe_open": {"latent_file", "training/checkpoint", "t2v/cache/latent_shards"},
-    "safetensors.torch.save_file": {
-        "latent_file",
-        "training/checkpoint",
-        "t2v/cache/latent_shards",
-    },
+    "safetensors.torch.save_file": {"latent_file", "training/checkpoint"},
     "safetensors.torch.load_file": set(),
     "PIL.Image.open": {"video"},
 }

@@ -23,7 +23,7 @@ import regen.codec as codec
 import regen.loading as loading
 from regen.cli import main
 from regen.model.presets import PRESETS
-from regen.video import VideoWriter, open_video, read_frames
+from regen.video import open_video, read_frames, write_video
 
 SOURCES = {**os.environ, "PYTHONPATH": str(Path(regen.__file__).parents[1])}
 Run = Callable[..., tuple[int, str, str]]
@@ -49,11 +49,7 @@ def run(monkeypatch, capfd) -> Run:
 
 def write_clip(path: Path, num_frames: int = 12, height: int = 16, width: int = 24) -> Path:
     pictures = np.random.default_rng(0).integers(0, 256, (num_frames, height, width, 3), np.uint8)
-    rate = Fraction(25)
-    with VideoWriter(path, width=width, height=height, frame_rate=rate) as writer:
-        for index, picture in enumerate(pictures):
-            writer.write(picture, index / rate)
-    return path
+    return write_video(path, pictures, Fraction(25))
 
 
 @pytest.fixture(scope="session")
@@ -64,34 +60,15 @@ def made(small_model, tmp_path_factory) -> Path:
     codec.encode_file(small_model, clip, folder / "clip.safetensors", "float32")
     data = clip.read_bytes()
     (folder / "cut.mkv").write_bytes(data[: len(data) * 3 // 4])
-    (folder / "empty.mp4").touch()
     (folder / "text.mp4").write_text("no video at all\n" * 9)
-    (folder / "no_pictures").mkdir()
-    write_sound(folder / "sound.wav")
     Image.fromarray(np.zeros((9, 11, 3), np.uint8)).save(folder / "picture.png")
     latents = (folder / "clip.safetensors").read_bytes()
     (folder / "cut.safetensors").write_bytes(latents[:-9])
     (folder / "flipped.safetensors").write_bytes(latents[:-9] + b"\x55" + latents[-8:])
-    (folder / "text.safetensors").write_text("no latents at all\n" * 9)
-    (folder / "empty.safetensors").touch()
-    save_file({"latents": torch.zeros(8, 4, 2, 3)}, folder / "foreign.safetensors")
     (folder / "old.mkv").write_text("old")
     (folder / "old.safetensors").write_text("old")
-    (folder / "folder.mkv").mkdir()
-    (folder / "folder.safetensors").mkdir()
     (folder / "full").mkdir()
-    (folder / "full" / "notes.txt").write_text("old")
     return folder
-
-
-def write_sound(path: Path) -> None:
-    import wave
-
-    with wave.open(str(path), "wb") as file:
-        file.setnchannels(1)
-        file.setsampwidth(2)
-        file.setframerate(8000)
-        file.writeframes(bytes(8000))
 
 
 @pytest.fixture
@@ -99,7 +76,6 @@ def place(made, tmp_path, monkeypatch) -> Path:
     """A copy of `made`, in which the test stands."""
     shutil.copytree(made, tmp_path / "place")
     (tmp_path / "place" / "link.mkv").symlink_to("clip.mkv")
-    (tmp_path / "place" / "link.safetensors").symlink_to("clip.safetensors")
     monkeypatch.chdir(tmp_path / "place")
     return tmp_path / "place"
 
@@ -124,46 +100,26 @@ def expect_error(run: Run, place: Path, arguments: str | list[str], words: str) 
 
 FILES = [
     ("reconstruct missing.mp4 out.mkv", "missing.mp4: no such file"),
-    ("reconstruct empty.mp4 out.mkv", "empty.mp4: the file is empty"),
     ("reconstruct text.mp4 out.mkv", "text.mp4: .*not a video"),
-    ("reconstruct sound.wav out.mkv", "sound.wav: no video stream"),
-    ("reconstruct clip.safetensors out.mkv", "clip.safetensors: .*not a video"),
-    ("reconstruct no_pictures out.mkv", "no_pictures: the folder has no pictures"),
     ("reconstruct clip.mkv nowhere/out.mkv", "nowhere/out.mkv: cannot write there"),
     ("reconstruct clip.mkv /proc/out.mkv", "/proc/out.mkv: cannot write there"),
-    ("reconstruct clip.mkv folder.mkv", "folder.mkv: is a folder"),
-    ("reconstruct clip.mkv full", "full: is a folder with files"),
     ("reconstruct clip.mkv clip.safetensors", "cannot write .safetensors; the output must end in"),
-    ("reconstruct clip.mkv out.gif", "cannot write .gif; the output must end in"),
     ("reconstruct clip.mkv out.png", "out.png: a .png holds one frame"),
     ("reconstruct clip.mkv clip.mkv", "clip.mkv: is the input itself"),
     ("reconstruct clip.mkv link.mkv", "link.mkv: is the input itself"),
-    ("reconstruct link.mkv clip.mkv", "clip.mkv: is the input itself"),
     ("reconstruct clip.mkv ./full/../clip.mkv", "is the input itself"),
     ("reconstruct clip.mkv old.mkv --device nowhere", "--device nowhere cannot be used here"),
-    ("reconstruct clip.mkv old.mkv --device meta", "--device meta cannot be used here"),
     ("encode missing.mp4 out.safetensors", "missing.mp4: no such file"),
-    ("encode empty.mp4 out.safetensors", "empty.mp4: the file is empty"),
-    ("encode sound.wav out.safetensors", "sound.wav: no video stream"),
     ("encode clip.mkv nowhere/out.safetensors", "out.safetensors: cannot write there"),
-    ("encode clip.mkv /proc/out.safetensors", "/proc/out.safetensors: cannot write there"),
-    ("encode clip.mkv folder.safetensors", "folder.safetensors: is a folder"),
     ("encode clip.mkv out.mkv", "out.mkv: latents go into a file that ends in .safetensors"),
     ("encode clip.mkv clip.mkv", "clip.mkv: is the input itself"),
-    ("encode link.mkv clip.mkv", "clip.mkv: is the input itself"),
     ("decode missing.safetensors out.mkv", "missing.safetensors: no such file"),
-    ("decode cut.safetensors out.mkv", "cut.safetensors: .*damaged"),
     ("decode flipped.safetensors out.mkv", "flipped.safetensors: damaged"),
-    ("decode text.safetensors out.mkv", "text.safetensors: not a latent file"),
-    ("decode empty.safetensors out.mkv", "empty.safetensors: not a latent file"),
-    ("decode foreign.safetensors out.mkv", "foreign.safetensors: not a latent file"),
     ("decode clip.mkv out.mkv", "clip.mkv: not a latent file"),
     ("decode clip.safetensors nowhere/out.mkv", "nowhere/out.mkv: cannot write there"),
-    ("decode clip.safetensors folder.mkv", "folder.mkv: is a folder"),
     ("decode clip.safetensors out.avi", "cannot write .avi; the output must end in"),
     ("decode clip.safetensors out.png", "out.png: a .png holds one frame"),
     ("decode clip.safetensors clip.safetensors", "clip.safetensors: is the input itself"),
-    ("decode clip.safetensors link.safetensors", "link.safetensors: is the input itself"),
     ("decode clip.safetensors clip.mkv --audio clip.mkv", "clip.mkv: is the input itself"),
     ("decode clip.safetensors out.mkv --audio missing.mp4", "missing.mp4: no such file"),
     ("decode clip.safetensors out.mkv --audio clip.mkv", "clip.mkv: has no sound"),

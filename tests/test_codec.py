@@ -13,12 +13,10 @@ from test_motion import moved, smooth_picture
 
 from regen.chunking import ChunkGeometry
 from regen.codec import (
-    FrameDecoder,
     FrameGrid,
     compare_path,
     decode_file,
     encode_file,
-    encode_frames,
     fast_precision,
     reconstruct_file,
 )
@@ -194,16 +192,6 @@ def test_sound_and_uneven_times_go_along(tmp_path, small_model, ending):
     assert np.array_equal(sound(tmp_path / f"two{ending}"), sound(out))
 
 
-def test_gif_in(tmp_path, small_model):
-    pictures = [Image.fromarray(frame) for frame in moving_frames(4)]
-    delays = [40, 100, 200, 60]
-    options = {"save_all": True, "append_images": pictures[1:], "duration": delays}
-    pictures[0].save(tmp_path / "in.gif", **options)
-    reconstruct_file(small_model, tmp_path / "in.gif", tmp_path / "out.mkv")
-    expected = [Fraction(0), Fraction(4, 100), Fraction(14, 100), Fraction(34, 100)]
-    assert container_times(tmp_path / "out.mkv") == expected
-
-
 def test_folder_in_folder_out(tmp_path, small_model):
     frames = moving_frames(11)
     write_video(tmp_path / "in", frames)
@@ -277,26 +265,6 @@ def test_a_failure_in_one_file_leaves_neither(tmp_path, small_model, monkeypatch
     assert listing(tmp_path) == {"in.mkv"}
 
 
-def test_interrupt_leaves_nothing(tmp_path, small_model, monkeypatch):
-    source = write_video(tmp_path / "in.mkv", moving_frames(20))
-    encode_file(small_model, source, tmp_path / "a.safetensors")
-    calls = []
-
-    def interrupted(*arguments, **options):
-        calls.append(1)
-        if len(calls) % 2 == 0:
-            raise KeyboardInterrupt
-        return decode(*arguments, **options)
-
-    decode = FrameDecoder.decode
-    monkeypatch.setattr(FrameDecoder, "decode", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        reconstruct_file(small_model, source, tmp_path / "out.mkv", compare=True)
-    with pytest.raises(KeyboardInterrupt):
-        decode_file(small_model, read_latents(tmp_path / "a.safetensors"), tmp_path / "out.mkv")
-    assert listing(tmp_path) == {"in.mkv", "a.safetensors"}
-
-
 # -- other times ----------------------------------------------------------------------------------
 
 
@@ -361,24 +329,3 @@ def test_quick_preview(tmp_path, small_model):
 def test_bad_grids_are_refused(every, multiplier):
     with pytest.raises(ValueError, match=r"at least 1|exclude"):
         FrameGrid(every, multiplier)
-
-
-def test_latents_of_another_model_are_refused(tmp_path, small_model, other_model_folder):
-    from regen.loading import load_model
-
-    source = write_video(tmp_path / "in.mkv", moving_frames(3))
-    encode_file(small_model, source, tmp_path / "a.safetensors")
-    video = read_latents(tmp_path / "a.safetensors")
-    with pytest.raises(ValueError, match=small_model.encoder_id()):
-        decode_file(load_model(str(other_model_folder)), video, tmp_path / "out.mkv")
-    assert listing(tmp_path) == {"in.mkv", "a.safetensors"}
-
-
-def test_one_chunk_at_a_time(small_model):
-    frames = moving_frames(9)
-    latents = encode_frames(small_model, frames)
-    assert latents.shape == (1, 8, 2, 2, 3)
-    out = FrameDecoder(small_model, H, W, small_model.chunk_decoder()).decode(
-        0, latents, None, range(9)
-    )
-    assert np.array_equal(out, in_memory(small_model, frames))

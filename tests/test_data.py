@@ -27,7 +27,7 @@ from regen.data.finding import find_items
 from regen.data.items import Item
 from regen.data.locations import check_outside, only_writer
 from regen.data.processes import forking
-from regen.video import VIDEO_SUFFIXES, VideoWriter
+from regen.video import VIDEO_SUFFIXES, write_video
 
 RATIO = 8
 CROP = 32
@@ -63,9 +63,7 @@ def batch_config(**options) -> BatchConfig:
 
 
 def write_clip(path: Path, num_frames: int = 12, height: int = 64, width: int = 72) -> None:
-    with VideoWriter(path, width=width, height=height, frame_rate=Fraction(24)) as writer:
-        for index, frame in enumerate(grey_frames(num_frames, height, width)):
-            writer.write(frame, Fraction(index, 24))
+    write_video(path, grey_frames(num_frames, height, width), Fraction(24))
 
 
 def write_photo(path: Path) -> None:

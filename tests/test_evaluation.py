@@ -31,7 +31,7 @@ from regen.evaluation.temporal import (
     seam_ratio,
 )
 from regen.loading import new_model
-from regen.video import VideoError, VideoWriter, frames_to_video, read_prepared
+from regen.video import VideoError, frames_to_video, read_prepared, write_video
 
 
 def texture(seed: int, num_frames: int = 20, height: int = 40, width: int = 56) -> np.ndarray:
@@ -49,11 +49,7 @@ def texture(seed: int, num_frames: int = 20, height: int = 40, width: int = 56) 
 
 def write_clip(path: Path, frames: np.ndarray) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
-    height, width = frames.shape[1:3]
-    with VideoWriter(path, width=width, height=height, frame_rate=Fraction(25)) as writer:
-        for index, picture in enumerate(frames):
-            writer.write(picture, Fraction(index, 25))
-    return path
+    return write_video(path, frames, Fraction(25))
 
 
 def write_pictures(folder: Path, frames: np.ndarray) -> Path:

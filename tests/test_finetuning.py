@@ -11,10 +11,8 @@ import torch
 from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 from test_training import config_of as plain_config_of
-from test_training import write_data
 
 from regen.cli import main
-from regen.data.clips import prepare_clips
 from regen.loading import load_model
 from regen.model.autoencoder import AutoencoderREGEN
 from regen.model.objective import ObjectiveConfig, REGENObjective, draw_latent_noise
@@ -26,12 +24,9 @@ from regen.training.recipes import RECIPES, STAGES
 
 
 @pytest.fixture(autouse=True)
-def small_runs(monkeypatch: pytest.MonkeyPatch):
-    small_train.make_small(monkeypatch)
+def another_ratio(small_runs: None, monkeypatch: pytest.MonkeyPatch) -> None:
     other = {"temporal_compression_ratio": 4, "encoder_strides": ((1, 1), (1, 1))}
     monkeypatch.setitem(PRESETS, "natural4", lambda: small_train.SMALL | other)
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 def config_of(data: Path, output: Path, **options) -> TrainConfig:
@@ -41,26 +36,18 @@ def config_of(data: Path, output: Path, **options) -> TrainConfig:
 
 
 @pytest.fixture(scope="module")
-def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("finetuning") / "data"
-    write_data(folder)
-    prepare_clips([folder], folder.parent / "cache")
-    return folder
-
-
-@pytest.fixture(scope="module")
-def base(clips: Path) -> Path:
+def base(data: Path) -> Path:
     """A trained model."""
     with pytest.MonkeyPatch.context() as patch:
         small_train.make_small(patch)
-        train(config_of(clips, clips.parent / "base", validate_every=100))
+        train(config_of(data, data.parent / "base", validate_every=100))
         AcceleratorState._reset_state(reset_partial_state=True)
-    return clips.parent / "base" / "model"
+    return data.parent / "base" / "model"
 
 
-def test_the_decoder_alone(clips: Path, base: Path, tmp_path: Path, capfd) -> None:
+def test_the_decoder_alone(data: Path, base: Path, tmp_path: Path, capfd) -> None:
     """The latents stay those of the model that it starts from, to the bit, and their statistics."""
-    config = config_of(clips, tmp_path / "run", init=str(base), train_only="decoder")
+    config = config_of(data, tmp_path / "run", init=str(base), train_only="decoder")
     train(config)
     assert "randomly initialised: nothing" in capfd.readouterr().out
     before, after = load_model(str(base)), load_model(str(config.output / "model"))
@@ -76,18 +63,18 @@ def test_the_decoder_alone(clips: Path, base: Path, tmp_path: Path, capfd) -> No
     assert moved.isdisjoint({"encoder", "linear.analysis", "latents_mean", "latents_std"})
 
 
-def test_a_whole_model_goes_on_from_another(clips: Path, base: Path, tmp_path: Path) -> None:
-    config = config_of(clips, tmp_path / "run", init=str(base), steps=1, learning_rate=1e-9)
+def test_a_whole_model_goes_on_from_another(data: Path, base: Path, tmp_path: Path) -> None:
+    config = config_of(data, tmp_path / "run", init=str(base), steps=1, learning_rate=1e-9)
     train(config)
     state = load_file(config.output / "checkpoints" / "step_00000001.safetensors")
     for name, tensor in load_model(str(base)).state_dict().items():
         assert torch.allclose(state[f"model.{name}"], tensor, atol=1e-6), name
 
 
-def test_another_ratio(clips: Path, base: Path, tmp_path: Path, capfd) -> None:
+def test_another_ratio(data: Path, base: Path, tmp_path: Path, capfd) -> None:
     """What does not fit is named and randomly initialised; the linear codec fits and is not solved
     again."""
-    config = config_of(clips, tmp_path / "run", preset="natural4", init=str(base), steps=1)
+    config = config_of(data, tmp_path / "run", preset="natural4", init=str(base), steps=1)
     train(replace(config, learning_rate=1e-9))
     said = capfd.readouterr().out
     assert "randomly initialised: encoder.blocks.1" in said and "linear codec has" not in said
@@ -99,8 +86,8 @@ def test_another_ratio(clips: Path, base: Path, tmp_path: Path, capfd) -> None:
         train(replace(config, output=tmp_path / "other", train_only="decoder"))
 
 
-def test_starts_that_cannot_work(clips: Path, base: Path, tmp_path: Path) -> None:
-    config = config_of(clips, tmp_path / "run")
+def test_starts_that_cannot_work(data: Path, base: Path, tmp_path: Path) -> None:
+    config = config_of(data, tmp_path / "run")
     for options, message in (
         ({"train_only": "decoder"}, "keeps the encoder of --init MODEL"),
         ({"init": "nowhere"}, "no model nowhere"),
@@ -139,14 +126,14 @@ def test_latent_noise_reaches_the_decoder_in_deviations() -> None:
     assert torch.allclose(added, deviation, rtol=1e-2, atol=1e-3)
 
 
-def test_latent_noise_has_every_strength(clips: Path, tmp_path: Path) -> None:
+def test_latent_noise_has_every_strength(data: Path, tmp_path: Path) -> None:
     chunk = torch.zeros(500, 3, 1, 32, 32)
     noise = draw_latent_noise(chunk, 8, torch.Generator().manual_seed(0))
     assert noise.shape == (500, 8, 2, 4, 4)
     strength = noise.flatten(1).std(1)  # of 256 numbers: good to 5 %
     assert strength.min() < 0.05 and strength.max() > 0.9
     assert strength.mean().item() == pytest.approx(0.5, abs=0.05)  # deviation 0.29 / sqrt(500)
-    train(plain_config_of(clips, tmp_path / "run", steps=1, latent_noise=0.3))
+    train(plain_config_of(data, tmp_path / "run", steps=1, latent_noise=0.3))
 
 
 @pytest.mark.parametrize("ratio", [4, 8, 16, 32])
@@ -177,16 +164,16 @@ def test_an_option_prevails_over_its_recipe(monkeypatch: pytest.MonkeyPatch, cap
     assert "--recipe is one of natural, shapes, paper_4x, " in capsys.readouterr().err
 
 
-def test_a_recipe_of_stages(clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_recipe_of_stages(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each stage starts from the one before; the same command again does only what is left."""
     small = {"preset": "natural_test", "crop": 32, "video_batch_size": 1, "image_batch_size": 2}
     pictures = {**small, "image_fraction": 1.0, "steps": 2, "learning_rate": 1e-2}
     video = {**small, "image_fraction": 0.0, "steps": 1, "warmup_steps": 100, "ema_decay": 0.0}
     monkeypatch.setitem(STAGES, "natural", {"pictures": pictures, "video": video})
     output = tmp_path / "run"
-    words = ["regen", "train", "--recipe", "natural", "--data", str(clips), "--output", str(output)]
-    words += ["--chunks", "5", "--chunk-cache", str(clips.parent / "chunks"), "--tracker", "none"]
-    words += ["--cache", str(clips.parent / "cache"), "--validation-sources", "1"]
+    words = ["regen", "train", "--recipe", "natural", "--data", str(data), "--output", str(output)]
+    words += ["--chunks", "5", "--chunk-cache", str(data.parent / "chunks"), "--tracker", "none"]
+    words += ["--cache", str(data.parent / "cache"), "--validation-sources", "1"]
     monkeypatch.setattr(sys, "argv", words)
     main()
     pictures_model = output / "pictures" / "model"
@@ -203,8 +190,8 @@ def test_a_recipe_of_stages(clips: Path, tmp_path: Path, monkeypatch: pytest.Mon
     assert [run.output for run in trained] == [output]
 
 
-def test_no_tracker(clips: Path, tmp_path: Path) -> None:
-    config = plain_config_of(clips, tmp_path / "run", steps=1, tracker="none")
+def test_no_tracker(data: Path, tmp_path: Path) -> None:
+    config = plain_config_of(data, tmp_path / "run", steps=1, tracker="none")
     train(config)
     assert not (config.output / "logs").exists()
     assert (config.output / "metrics.jsonl").read_text()

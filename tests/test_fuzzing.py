@@ -33,7 +33,7 @@ from test_latents import latent_video
 
 from regen.data.finding import find_items
 from regen.latent_file import read_latents, write_latents
-from regen.video import VideoError, VideoWriter, count_frames, open_video, read_frames_at
+from regen.video import VideoError, count_frames, open_video, read_frames_at, write_video
 
 MAX_S, MAX_BYTES = 20, 3 << 30  # for one input
 Mutation = tuple[str, float, bytes]  # what, where in [0, 1], with what
@@ -58,9 +58,8 @@ def corpus() -> dict[str, bytes]:
         for ending in endings:
             path = remux(source, folder / f"{CODECS[kind][0]}.{ending}")
             files[path.name] = path.read_bytes()
-    with VideoWriter(folder / "sound.mp4", width=64, height=48, frame_rate=Fraction(25)) as writer:
-        for index in range(3):
-            writer.write(np.full((48, 64, 3), 60 * index, np.uint8), Fraction(index, 25))
+    grey = [np.full((48, 64, 3), 60 * index, np.uint8) for index in range(3)]
+    write_video(folder / "sound.mp4", grey, Fraction(25))
     pictures = [Image.new("RGB", (33, 21), (70 * index, 90, 30)) for index in range(3)]
     for name in ("a.png", "a.jpg", "a.webp", "a.bmp", "a.tiff"):
         pictures[1].save(folder / name)

@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import pytest
-import small_train
 import torch
 import torch.nn.functional as F
 from accelerate.state import AcceleratorState
@@ -16,12 +15,12 @@ from regen.baselines.magvit import AutoencoderMAGVITv2, spread_latents
 from regen.baselines.objective import DiscriminatorObjective, MAGVITObjective
 from regen.baselines.pyramid import pyramid_distance
 from regen.codec import reconstruct_file
-from regen.data.clips import prepare_clips
 from regen.loading import load_model, new_model
 from regen.model.autoencoder import AutoencoderREGEN
 from regen.reproduction.experiments import gflops_per_frame
 from regen.training.embedder import train
 
+pytestmark = pytest.mark.usefixtures("small_runs")
 RATIOS = (4, 8, 16, 32)
 
 
@@ -208,21 +207,6 @@ def test_the_adversarial_gradient_is_a_tenth_at_the_last_layer() -> None:
 
 
 # --- training ---
-
-
-@pytest.fixture(autouse=True)
-def small_runs(monkeypatch: pytest.MonkeyPatch):
-    small_train.make_small(monkeypatch)
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("magvit") / "data"
-    write_data(folder)
-    prepare_clips([folder], folder.parent / "cache")
-    return folder
 
 
 def test_train_6_is_train_4_stop_and_go_on(data: Path, tmp_path: Path, monkeypatch, capfd) -> None:

@@ -27,14 +27,8 @@ from regen.training.checkpoint import latest_checkpoint
 from regen.training.config import TrainConfig, check_run_config
 from regen.training.embedder import train
 
+pytestmark = pytest.mark.usefixtures("small_runs")
 NUM_STEPS = 4
-
-
-@pytest.fixture(autouse=True)
-def small_runs(monkeypatch: pytest.MonkeyPatch):
-    small_train.make_small(monkeypatch)
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from small_generator import make_pipeline
 from regen.cli import main
 from regen.t2v.generation import Request, generate_file
 from regen.t2v.pipeline import RegenTextToVideoPipeline, load_pipeline
-from regen.video import VideoWriter, open_video, read_frames
+from regen.video import open_video, read_frames, write_video
 
 SEED = 3
 
@@ -372,9 +373,8 @@ def test_command(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture
 ) -> None:
     source = tmp_path / "source.mkv"
-    with VideoWriter(source, width=48, height=32, frame_rate=30) as writer:
-        for number in range(9):
-            writer.write(np.full((32, 48, 3), 20 * number, dtype=np.uint8), number / 30)
+    grey = [np.full((32, 48, 3), 20 * number, dtype=np.uint8) for number in range(9)]
+    write_video(source, grey, Fraction(30))
     few = ("--model", folder, "--frames", 10, "--num-inference-steps", 2)
     assert command(monkeypatch, "a red ball", tmp_path / "a.mkv", *few) == 0
     assert "10 frames of 40 x 32" in capfd.readouterr().out

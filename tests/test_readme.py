@@ -29,7 +29,7 @@ from regen.loading import load_model
 from regen.perceptual.weights import COMMAND
 from regen.reproduction.config import Experiment, ReproduceConfig
 from regen.reproduction.paper import Table
-from regen.video import VideoWriter
+from regen.video import write_video
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "README.md").read_text()
@@ -72,10 +72,8 @@ def desk(small_model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     (folder / "assets").mkdir()
     sound = write_sound(folder / "sound.wav")
     pictures = np.random.default_rng(0).integers(0, 256, (20, 16, 24, 3), np.uint8)
-    clip, rate = folder / "assets" / "bunny.mp4", Fraction(25)
-    with VideoWriter(clip, width=24, height=16, frame_rate=rate, audio_from=sound) as writer:
-        for index, picture in enumerate(pictures):
-            writer.write(picture, index / rate)
+    clip = folder / "assets" / "bunny.mp4"
+    write_video(clip, pictures, Fraction(25), audio_from=sound)
     shutil.copy(clip, folder / "clip.mp4")
     for name in ("clips", "photos", "held-out"):
         (folder / name).mkdir()

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import small_train
 import torch
-from accelerate.state import AcceleratorState
 from PIL import Image
 from test_training import moving_frames, write_data
 
@@ -31,27 +30,15 @@ from regen.reproduction.experiments import (
 )
 from regen.reproduction.measuring import draw, find_clips, means, over_clips
 from regen.reproduction.paper import Table, paper_cell, spread
-from regen.video import VideoWriter, interpolate_frames, read_prepared
+from regen.video import interpolate_frames, read_prepared, write_video
 
 BUNNY = Path(__file__).parents[1] / "assets" / "bunny.mp4"
-TEST = {
-    "num_layers": 1,
-    "num_attention_heads": 2,
-    "attention_head_dim": 16,
-    "encoder_block_out_channels": (8, 8, 8, 8),
-    "siren_width": 8,
-}
 
 
 @pytest.fixture(autouse=True)
-def small_runs(monkeypatch: pytest.MonkeyPatch):
-    small_train.make_small(monkeypatch)
-    small = PRESETS["small_8x"]() | TEST
-    monkeypatch.setitem(PRESETS, "small_8x", lambda: dict(small))
+def smaller(small_runs: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(PRESETS, "small_8x", lambda: dict(small_train.TEST_PRESET))
     monkeypatch.setattr(models, "SMALL", {"crop": 32, "video_batch_size": 2, "image_batch_size": 2})
-    AcceleratorState._reset_state(reset_partial_state=True)  # another file's may be left
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 @pytest.fixture(scope="module")
@@ -235,9 +222,8 @@ def test_clips_are_checked_before_anything_trains(
     short.mkdir()
     with pytest.raises(ValueError, match="holds no videos"):
         reproduce("table1", replace(config, eval_data=short))
-    with VideoWriter(short / "a.mkv", width=64, height=64, frame_rate=24) as writer:
-        for number in range(10):
-            writer.write(np.full((64, 64, 3), 20 * number, np.uint8), number / 24)
+    grey = [np.full((64, 64, 3), 20 * number, np.uint8) for number in range(10)]
+    write_video(short / "a.mkv", grey, Fraction(24))
     for name, needed in (("figure9", 18), ("figure13", 17)):
         with pytest.raises(ValueError, match=rf"a\.mkv has 10 frames, this takes {needed}"):
             reproduce(name, replace(config, eval_data=short))
@@ -287,10 +273,7 @@ def test_frames_beyond_the_chunk_and_another_interpolator(folder: Path, tmp_path
     with pytest.raises(ValueError, match=f"holds no {clip.stem}"):
         reproduce("figure13", replace(config, interpolated=theirs))
     for pixels, name in ((rebuilt, "wrong"), (interpolate_frames(rebuilt), clip.stem)):
-        path = theirs / f"{clip.stem}.mkv"
-        with VideoWriter(path, width=32, height=32, frame_rate=24) as writer:
-            for number, picture in enumerate(pixels):
-                writer.write(picture, Fraction(number, 24))
+        write_video(theirs / f"{clip.stem}.mkv", pixels, Fraction(24))
         if name == "wrong":
             with pytest.raises(ValueError, match="has 9 frames of 32 x 32: give the 8 between"):
                 reproduce("figure13", replace(config, interpolated=theirs))

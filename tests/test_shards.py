@@ -28,7 +28,7 @@ from regen.data.batches import BatchConfig, TrainingBatches
 from regen.data.clips import prepare_clips
 from regen.data.finding import find_items
 from regen.data.shard_writer import ShardReport, write_shards
-from regen.video import VideoWriter
+from regen.video import write_video
 
 ROOT = Path(__file__).parents[1]
 SHARD_BYTES = 30_000  # two or three of the files below
@@ -41,9 +41,8 @@ def write_clip(path: Path, seed: int, num_frames: int = 14) -> None:
     height, width = (64, 80) if seed % 2 else (96, 66)
     base = rng.integers(0, 200, (height // 8, width // 6 + 1, 3), np.uint8)
     picture = np.kron(base, np.ones((8, 6, 1), np.uint8))[:height, :width]
-    with VideoWriter(path, width=width, height=height, frame_rate=Fraction(24)) as writer:
-        for index in range(num_frames):
-            writer.write(np.roll(picture, 2 * index, axis=1), Fraction(index, 24))
+    frames = [np.roll(picture, 2 * index, axis=1) for index in range(num_frames)]
+    write_video(path, frames, Fraction(24))
 
 
 @pytest.fixture(scope="module")

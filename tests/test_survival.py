@@ -18,30 +18,15 @@ from subprocess import DEVNULL, PIPE
 import pytest
 import small_train
 import torch
-from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
-from test_training import before_step, config_of, write_data
+from test_training import before_step, config_of
 
 from regen.cli import main
-from regen.data.clips import prepare_clips
 from regen.training import checkpoint, loop
 from regen.training.config import TrainConfig
 from regen.training.embedder import train
 
-
-@pytest.fixture(autouse=True)
-def small_runs(monkeypatch: pytest.MonkeyPatch):
-    small_train.make_small(monkeypatch)
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
-
-
-@pytest.fixture(scope="module")
-def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("survival") / "data"
-    write_data(folder)
-    prepare_clips([folder], folder.parent / "cache")
-    return folder
+pytestmark = pytest.mark.usefixtures("small_runs")
 
 
 def losses(output: Path) -> list[str]:
@@ -63,10 +48,10 @@ def wait_until(condition) -> None:
         time.sleep(0.005)
 
 
-def test_kill_9_at_any_moment(clips: Path, tmp_path: Path) -> None:
+def test_kill_9_at_any_moment(data: Path, tmp_path: Path) -> None:
     """Killed while a checkpoint is half written, and between; the losses are those of one run."""
     options = {"steps": 8, "checkpoint_every": 2, "validate_every": 100, "num_workers": 1}
-    whole, killed = (config_of(clips, tmp_path / name, **options) for name in ("whole", "killed"))
+    whole, killed = (config_of(data, tmp_path / name, **options) for name in ("whole", "killed"))
     train(whole)
     folder, chance = killed.output / "checkpoints", random.Random(0)
     found = []
@@ -120,16 +105,16 @@ def fail_of(config: TrainConfig, monkeypatch: pytest.MonkeyPatch, capfd) -> str:
     return lines[0]
 
 
-def goes_on_to_the_same(config: TrainConfig, clips: Path, tmp_path: Path) -> None:
-    undisturbed = config_of(clips, tmp_path / "whole", **{"steps": config.steps})
+def goes_on_to_the_same(config: TrainConfig, data: Path, tmp_path: Path) -> None:
+    undisturbed = config_of(data, tmp_path / "whole", **{"steps": config.steps})
     train(config)
     train(undisturbed)
     assert losses(config.output) == losses(undisturbed.output)
 
 
-def test_a_full_disk(clips: Path, tmp_path: Path, monkeypatch, capfd) -> None:
+def test_a_full_disk(data: Path, tmp_path: Path, monkeypatch, capfd) -> None:
     """No file may grow beyond 200 KB after the first checkpoint, which is larger."""
-    config = config_of(clips, tmp_path / "run", steps=5)
+    config = config_of(data, tmp_path / "run", steps=5)
     before_step(
         monkeypatch,
         3,
@@ -143,12 +128,12 @@ def test_a_full_disk(clips: Path, tmp_path: Path, monkeypatch, capfd) -> None:
     assert "step_00000004.safetensors cannot be written" in said and "too large" in said
     assert "make room and run the same command again" in said
     assert saved(config.output) == ["step_00000002.safetensors"]
-    goes_on_to_the_same(config, clips, tmp_path)
+    goes_on_to_the_same(config, data, tmp_path)
 
 
 @pytest.mark.parametrize("place", ["checkpoint", "losses"])
-def test_no_space_left(clips: Path, tmp_path: Path, monkeypatch, capfd, place: str) -> None:
-    config = config_of(clips, tmp_path / "run", steps=4, checkpoint_every=1)
+def test_no_space_left(data: Path, tmp_path: Path, monkeypatch, capfd, place: str) -> None:
+    config = config_of(data, tmp_path / "run", steps=4, checkpoint_every=1)
 
     def fill() -> None:
         def full(*_, **__) -> None:
@@ -165,8 +150,8 @@ def test_no_space_left(clips: Path, tmp_path: Path, monkeypatch, capfd, place: s
     assert saved(config.output) == ["step_00000001.safetensors", "step_00000002.safetensors"]
 
 
-def test_a_dead_worker(clips: Path, tmp_path: Path, monkeypatch, capfd) -> None:
-    config = config_of(clips, tmp_path / "run", steps=6, num_workers=1)
+def test_a_dead_worker(data: Path, tmp_path: Path, monkeypatch, capfd) -> None:
+    config = config_of(data, tmp_path / "run", steps=6, num_workers=1)
 
     def kill() -> None:
         (worker,) = multiprocessing.active_children()
@@ -178,16 +163,16 @@ def test_a_dead_worker(clips: Path, tmp_path: Path, monkeypatch, capfd) -> None:
     said = fail_of(config, monkeypatch, capfd)
     assert "a process that prepares batches died" in said and "resumes from the last" in said
     assert saved(config.output)[0] == "step_00000002.safetensors"
-    goes_on_to_the_same(config, clips, tmp_path)
+    goes_on_to_the_same(config, data, tmp_path)
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])
 def test_a_clip_that_vanished(
-    clips: Path, tmp_path: Path, monkeypatch, capfd, num_workers: int
+    data: Path, tmp_path: Path, monkeypatch, capfd, num_workers: int
 ) -> None:
-    cache = shutil.copytree(clips.parent / "cache", tmp_path / "cache")
+    cache = shutil.copytree(data.parent / "cache", tmp_path / "cache")
     options = {"num_workers": num_workers, "cache": cache, "validate_every": 100}
-    config = config_of(clips, tmp_path / "run", steps=6, **options)
+    config = config_of(data, tmp_path / "run", steps=6, **options)
 
     def remove() -> None:
         for path in cache.glob("*.npy"):
@@ -198,14 +183,14 @@ def test_a_clip_that_vanished(
     assert "can no longer be read" in said and "No such file" in said
     assert "Traceback" not in said and "the same command decodes them again" in said
     assert saved(config.output)[0] == "step_00000002.safetensors"
-    goes_on_to_the_same(config, clips, tmp_path)  # decoded again
+    goes_on_to_the_same(config, data, tmp_path)  # decoded again
 
 
 # --- what is kept ---
 
 
-def test_checkpoints_that_are_kept(clips: Path, tmp_path: Path) -> None:
+def test_checkpoints_that_are_kept(data: Path, tmp_path: Path) -> None:
     options = {"checkpoint_every": 1, "keep_last": 1, "keep_every": 3}
-    config = config_of(clips, tmp_path / "run", steps=7, validate_every=100, **options)
+    config = config_of(data, tmp_path / "run", steps=7, validate_every=100, **options)
     train(config)
     assert saved(config.output) == [f"step_0000000{step}.safetensors" for step in (3, 6, 7)]

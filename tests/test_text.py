@@ -31,9 +31,9 @@ def test_company_does_not_change_a_text(encoder: TextEncoder) -> None:
 
 def test_long_texts_are_cut_at_the_positions_of_the_model(encoder: TextEncoder) -> None:
     embeds, _ = encoder.encode(["a red ball " * 50])
-    assert embeds.shape[1] == encoder.max_length == 12
+    assert embeds.shape[1] == encoder.max_length == 32
     # As a pipeline makes it, from its parts.
-    assert TextEncoder(encoder.model, encoder.tokenizer, "parts").max_length == 12
+    assert TextEncoder(encoder.model, encoder.tokenizer, "parts").max_length == 32
 
 
 def test_the_id_is_of_the_weights(encoder: TextEncoder, small_text_folder: Path) -> None:

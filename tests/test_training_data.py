@@ -11,9 +11,7 @@ from test_training import (
     assert_same,
     before_step,
     config_of,
-    data,
     logged_steps,
-    small_runs,
     state_of,
 )
 
@@ -24,7 +22,7 @@ from regen.training import loop
 from regen.training.embedder import load_clips, train
 from regen.training.loop import TimedLoader
 
-__all__ = ["data", "small_runs"]  # fixtures
+pytestmark = pytest.mark.usefixtures("small_runs")
 
 
 @pytest.fixture

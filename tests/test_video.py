@@ -121,13 +121,6 @@ def test_every_frame_is_what_plain_pyav_gives(tmp_path, name, codec, pix_fmt):
         assert info.num_frames in (None, N) and abs(info.frame_rate - 24) < 2
 
 
-@pytest.mark.parametrize(("name", "codec"), [("v.mp4", "libx264"), ("v.mkv", "libx264")])
-def test_variable_times_are_kept(tmp_path, name, codec):
-    times = [0, 60, 72, 300, 306, 900, 1200, 1206, 1500, 4800]
-    path = encode(tmp_path / name, codec, times=[t + 600 for t in times])
-    assert [frame.time for frame in open_video(path)] == [Fraction(t, 1200) for t in times]
-
-
 def test_gif_delays_are_kept(tmp_path):
     images = [Image.fromarray(picture(5 * i)) for i in range(4)]
     path = tmp_path / "a.gif"
@@ -209,45 +202,9 @@ def test_sixteen_bit_grey_is_rounded(tmp_path):
     assert read_frames(tmp_path / "g.png")[0, 0, :, 0].tolist() == [0, 0, 1, 1, 255, 254, 255]
 
 
-def test_edit_list_is_no_damage(tmp_path):
-    """Frames before the edit are decoded but not shown: fewer than the container declares."""
-    source = encode(tmp_path / "a.mp4", bf="2", g="20")
-    with av.open(str(source)) as inp, av.open(str(tmp_path / "b.mp4"), "w") as out:
-        stream = out.add_stream_from_template(inp.streams.video[0])
-        for packet in inp.demux(video=0):
-            if packet.dts is not None:
-                shift = round(Fraction(4, 24) / packet.time_base)
-                packet.pts, packet.dts, packet.stream = (
-                    packet.pts - shift,
-                    packet.dts - shift,
-                    stream,
-                )
-                out.mux(packet)
-    with open_video(tmp_path / "b.mp4") as reader:
-        assert len(list(reader)) == N - 4 == reader.info.num_frames
-
-
 def test_name_with_a_colon_or_percent(tmp_path):
     path = written(tmp_path / "take: 1 %03d.mkv", [picture()])
     assert np.array_equal(read_frames(path)[0], picture())
-
-
-def test_cover_art_is_not_a_video(tmp_path):
-    path = tmp_path / "song.m4a"
-    with av.open(str(path), "w", format="mp4") as container:
-        audio = container.add_stream("aac", rate=48000, layout="mono")
-        cover = container.add_stream("png", rate=1)
-        cover.width, cover.height, cover.pix_fmt = W, H, "rgb24"
-        cover.disposition = av.stream.Disposition.attached_pic
-        container.start_encoding()
-        for packet in cover.encode(av.VideoFrame.from_ndarray(picture(), format="rgb24")):
-            container.mux(packet)
-        tone = av.AudioFrame.from_ndarray(np.zeros((1, 4096), np.int16), "s16", "mono")
-        tone.sample_rate = 48000
-        container.mux(audio.encode(tone))
-        container.mux(audio.encode())
-    with pytest.raises(VideoError, match="no video stream"):
-        open_video(path)
 
 
 def test_read_frames_selects(tmp_path):
@@ -371,13 +328,6 @@ def test_rate_times_and_duration_survive(tmp_path, ending, rate):
     assert all(abs(t - i / rate) <= tolerance for i, t in enumerate(times)) and len(times) == N
     assert abs(reader.info.duration_s - N / rate) < 0.002
     assert abs(reader.info.frame_rate / rate - 1) < 1e-3
-
-
-@pytest.mark.parametrize("ending", [".mp4", ".webm", ".mkv"])
-def test_variable_times_are_written(tmp_path, ending):
-    times = [Fraction(t, 1000) for t in (0, 1, 40, 41, 500, 3000)]
-    path = written(tmp_path / f"v{ending}", [picture(i) for i in range(6)], times=times)
-    assert [frame.time for frame in open_video(path)] == times
 
 
 def test_png_holds_one_frame(tmp_path):

@@ -7,12 +7,14 @@ written again.
 
 import fcntl
 import glob
+import json
 import os
 import shutil
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 
 class Draft:
@@ -81,8 +83,13 @@ def draft(target: Path) -> Iterator[Path]:
 
 def write_text(target: Path, text: str) -> None:
     """As UTF-8; characters that stand for bytes of a name that is not UTF-8 are escaped."""
+    target.parent.mkdir(parents=True, exist_ok=True)
     with draft(target) as path:
         path.write_text(text, encoding="utf-8", errors="backslashreplace")
+
+
+def write_json(target: Path, value: Any) -> None:
+    write_text(target, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
 
 
 def remove_leftovers(target: Path) -> None:

@@ -81,11 +81,12 @@ def round_latents(latents: torch.Tensor, storage: StorageDtype) -> torch.Tensor:
 
 
 def write_latents(path: Path, video: LatentVideo) -> None:
-    """Write `video` in its `storage` type; the file appears whole or not at all.
+    """Write `video` in its `storage` type, as `write_tensors` does."""
+    write_tensors(path, *_to_file(video))
 
-    Raises ValueError where it cannot be written.
-    """
-    tensors, metadata = _to_file(video)
+
+def write_tensors(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str]) -> None:
+    """A safetensors file, whole or not at all. Raises ValueError where it cannot be written."""
     try:
         with draft(path) as temporary:
             mode = temporary.stat().st_mode

@@ -19,7 +19,7 @@ import numpy as np
 from tqdm import tqdm
 
 from regen.files import draft, write_text
-from regen.video import VideoWriter
+from regen.video import write_video
 
 Split = Literal["train", "held_out"]
 
@@ -433,8 +433,5 @@ def write_world(
             num_kept += 1
             continue
         frames = render(make_scene(seed, index, split), num_frames, height, width)
-        rate = Fraction(frame_rate)
-        with VideoWriter(folder / name, width=width, height=height, frame_rate=rate) as writer:
-            for number, pixels in enumerate(frames):
-                writer.write(pixels, Fraction(number, frame_rate))
+        write_video(folder / name, frames, Fraction(frame_rate))
     return num_kept

@@ -47,8 +47,9 @@ from regen.evaluation.systems import (
     folder_system,
     regen_system,
 )
+from regen.files import write_json
 from regen.loading import find_device
-from regen.video import VideoWriter
+from regen.video import write_video
 
 PATIENCE = timedelta(hours=12)  # processes wait that long for the one with the slowest clips
 PACKAGES = ("regen-video", "torch", "diffusers", "torchmetrics", "accelerate", "numpy", "av")
@@ -245,11 +246,7 @@ def export_clips(clips: list[EvalClip], config: EvaluateConfig, is_main: bool = 
         if path.exists():
             continue
         path.parent.mkdir(parents=True, exist_ok=True)
-        frames, rate = clip.read(config), Fraction(25)
-        height, width = frames.shape[1:3]
-        with VideoWriter(path, width=width, height=height, frame_rate=rate) as writer:
-            for index, picture in enumerate(frames):
-                writer.write(picture, index / rate)
+        write_video(path, clip.read(config), Fraction(25))
 
 
 # -- rows -----------------------------------------------------------------------------------------
@@ -458,10 +455,7 @@ def _digest(value: Any) -> str:
 
 def _write_json(path: Path, value: Any) -> None:
     """Whole or not at all; NaN, which JSON has not, is null."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    beside.write_text(json.dumps(_plain(value), indent=1, allow_nan=False) + "\n")
-    beside.replace(path)
+    write_json(path, _plain(value))
 
 
 def _plain(value: Any) -> Any:

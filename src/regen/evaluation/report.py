@@ -14,6 +14,7 @@ from typing import Any
 
 from regen.evaluation.plots import Series, plot
 from regen.evaluation.protocols import METRICS, NETWORK_METRICS, absent_line
+from regen.files import write_text
 
 NUM_WORST = 3
 DIGITS = {
@@ -54,11 +55,8 @@ def write_report(results: dict[str, Any], output: Path) -> Path:
     ]
     head = f"<meta charset='utf-8'><title>{escape(title)}</title><style>{STYLE}</style>"
     page = f"<!doctype html><html lang='en'><head>{head}</head><body>{''.join(parts)}</body></html>"
-    path = output / "report.html"
-    beside = path.with_name(f".{path.name}")
-    beside.write_text(page)
-    beside.replace(path)
-    return path
+    write_text(output / "report.html", page)
+    return output / "report.html"
 
 
 # -- tables ---------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from regen.files import draft
 from regen.video import video_to_frames
 
 
@@ -26,8 +27,7 @@ def write_sheet(path: Path, source: torch.Tensor, reconstruction: torch.Tensor) 
         frames = comparison(video_to_frames(one), video_to_frames(other))
         picked = frames[[0, len(frames) // 2, len(frames) - 1]]
         rows.append(np.concatenate(list(picked), axis=1))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(np.concatenate(rows)).save(path)
+    write_picture(path, np.concatenate(rows))
 
 
 def time_slices(
@@ -52,13 +52,8 @@ def time_slices(
 def write_picture(path: Path, pixels: np.ndarray) -> None:
     """uint8 `[H, W, 3]` as the ending of `path` says; whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}")
-    with beside.open("wb") as file:
-        kind = "JPEG" if path.suffix == ".jpg" else "PNG"
-        Image.fromarray(pixels).save(
-            file, format=kind, **({"quality": 90} if kind == "JPEG" else {})
-        )
-    beside.replace(path)
+    with draft(path) as beside:
+        Image.fromarray(pixels).save(beside, quality=90)
 
 
 def write_samples(path: Path, videos: torch.Tensor, num_shown: int = 5) -> None:
@@ -66,5 +61,4 @@ def write_samples(path: Path, videos: torch.Tensor, num_shown: int = 5) -> None:
     picked = np.unique(np.linspace(0, videos.shape[1] - 1, num_shown).round().astype(int))
     frames = (255 * videos[:, picked].float().cpu()).round().clamp(0, 255).byte().numpy()
     rows = [np.concatenate(list(row.transpose(0, 2, 3, 1)), axis=1) for row in frames]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(np.concatenate(rows)).save(path)
+    write_picture(path, np.concatenate(rows))

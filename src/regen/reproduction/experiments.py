@@ -43,11 +43,11 @@ from regen.reproduction.measuring import (
 from regen.reproduction.models import Trained, trained
 from regen.reproduction.paper import MISSING, PUBLISHED, TABLE_3, TABLE_4, Table, paper_cell, spread
 from regen.video import (
-    VideoWriter,
     frames_to_video,
     interpolate_frames,
     read_prepared,
     video_to_frames,
+    write_video,
 )
 
 EQUAL_COST = 1.1  # largest ratio of two small decoders' FLOPs
@@ -443,10 +443,12 @@ def other_interpolator(
         paths = media_in(config.interpolated)
         found = {path.name if path.is_dir() else path.stem: path for path in paths}
     records: list[Record] = []
+    folder.mkdir(parents=True, exist_ok=True)
     for clip in find_clips(config):
         frames = read_prepared(clip, config.eval_size, span)
         name = clip.name if clip.is_dir() else clip.stem
-        write_video(folder / f"{name}.mkv", reconstruct(model, frames[0::2]))
+        rebuilt = reconstruct(model, frames[0::2])
+        write_video(folder / f"{name}.mkv", rebuilt, Fraction(25))
         if config.interpolated is None:
             continue
         if name not in found:
@@ -459,14 +461,6 @@ def other_interpolator(
             )
         records.append(compare(between, made))
     return records
-
-
-def write_video(path: Path, frames: np.ndarray) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    height, width = frames.shape[1:3]
-    with VideoWriter(path, width=width, height=height, frame_rate=Fraction(25)) as writer:
-        for index, pixels in enumerate(frames):
-            writer.write(pixels, Fraction(index, 25))
 
 
 def extrapolation(experiment: Experiment, config: ReproduceConfig) -> Table:

@@ -22,6 +22,7 @@ from regen.evaluation.measure import features_of, measure
 from regen.evaluation.networks import Networks, load_networks, sha256_of
 from regen.evaluation.protocols import DAVIS_FRAMES, METRICS, absent_line, media_in
 from regen.evaluation.sheets import write_picture
+from regen.files import write_json
 from regen.loading import Autoencoder, find_device
 from regen.reproduction.config import ReproduceConfig
 from regen.reproduction.models import Trained
@@ -99,10 +100,7 @@ def over_clips(
     for key, clip in tqdm(clips.items(), f"{folder.parent.name} {name} {size}", leave=False):
         if key not in records:
             records[key] = measure(read_prepared(clip, size, num_frames))
-            path.parent.mkdir(parents=True, exist_ok=True)
-            temporary = path.with_suffix(".tmp")
-            temporary.write_text(json.dumps({"mark": mark, "clips": records}, indent=1) + "\n")
-            temporary.replace(path)
+            write_json(path, {"mark": mark, "clips": records})
     return [records[key] for key in clips]
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from regen.files import write_json
 from regen.loading import Autoencoder, load_model
 from regen.model.presets import MAGVIT_PRESETS, PRESETS
 from regen.reproduction.config import ReproduceConfig
@@ -67,10 +68,7 @@ def trained(config: ReproduceConfig, preset: str, seed: int) -> Trained:
         planned = json.loads(plan.read_text())
     else:
         planned = _plan(base, config.minutes)
-        output.mkdir(parents=True, exist_ok=True)
-        temporary = plan.with_suffix(".tmp")
-        temporary.write_text(json.dumps(planned, indent=1) + "\n")
-        temporary.replace(plan)
+        write_json(plan, planned)
     steps = planned["steps"]
     run = replace(
         base,

@@ -3,11 +3,12 @@
 Numbers are PSNR in dB, SSIM, rFVD.
 """
 
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+
+from regen.files import write_json, write_text
 
 MISSING = "-"
 Numbers = tuple[float, float, float]
@@ -103,14 +104,8 @@ class Table:
 
     def write(self, folder: Path, name: str) -> None:
         """`name`.md and `name`.json, each whole or not at all."""
-        folder.mkdir(parents=True, exist_ok=True)
-        for path, text in (
-            (folder / f"{name}.md", self.markdown()),
-            (folder / f"{name}.json", json.dumps(asdict(self), indent=1) + "\n"),
-        ):
-            temporary = path.with_suffix(f"{path.suffix}.tmp")
-            temporary.write_text(text)
-            temporary.replace(path)
+        write_text(folder / f"{name}.md", self.markdown())
+        write_json(folder / f"{name}.json", asdict(self))
 
 
 def spread(values: Sequence[float], digits: int) -> str:

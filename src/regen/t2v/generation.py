@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from regen.t2v.pipeline import RegenTextToVideoPipeline
-from regen.video import Rehearsed, VideoWriter, check_output, open_video
+from regen.video import Rehearsed, VideoWriter, check_output, open_video, write_video
 
 
 @dataclass(frozen=True)
@@ -106,9 +106,5 @@ def generate_file(
         **given,
     )[0][0]
     frames: np.ndarray = (255 * video).round().astype(np.uint8)
-    rate = request.rate()
-    height, width = frames.shape[1:3]
-    with VideoWriter(output, width=width, height=height, frame_rate=rate) as writer:
-        for number, picture in enumerate(frames):
-            writer.write(picture, number / rate)
+    write_video(output, frames, request.rate())
     return frames

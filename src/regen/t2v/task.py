@@ -17,6 +17,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from regen.evaluation.sheets import write_samples
+from regen.files import write_json
 from regen.flow import training_target
 from regen.loading import load_model
 from regen.model.autoencoder import AutoencoderREGEN
@@ -302,10 +303,7 @@ def agree_on_latents(path: Path, info: dict[str, Any], accelerator: Accelerator)
                     f"those of {value}: give the same, or another --output"
                 )
         if accelerator.is_main_process and not path.is_file():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            temporary = path.with_suffix(".tmp")
-            temporary.write_text(json.dumps(ours, indent=1) + "\n")
-            temporary.replace(path)
+            write_json(path, ours)
 
 
 def start_generator(config: GeneratorConfig, accelerator: Accelerator) -> Run:

@@ -16,6 +16,7 @@ from torch.utils.data import Dataset
 from regen.chunking import to_float
 from regen.data.batches import Batch, TrainingBatches
 from regen.data.colors import augment_colors
+from regen.files import write_json
 from regen.model.motion import GRID, NEXT_CELL, NUM_TERMS
 from regen.model.motion_estimation import estimate_motion, motion_to_next
 
@@ -109,9 +110,7 @@ class ChunkStore:
             if (index + 1) % SAVE_EVERY == 0 or index + 1 == self.count:
                 for array in arrays.values():
                     array.flush()
-                temporary = self.folder / "done.tmp"
-                temporary.write_text(json.dumps({"chunks": index + 1, **made_of}) + "\n")
-                temporary.replace(self.folder / "done.json")
+                write_json(self.folder / "done.json", {"chunks": index + 1, **made_of})
 
     def read(self, rng: np.random.Generator, num_targets: int) -> dict[str, torch.Tensor]:
         """A chunk drawn from the store, mirrored and coloured at random, and frames to ask for."""

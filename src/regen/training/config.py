@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from regen.data.locations import check_outside
+from regen.files import write_json
 from regen.model.presets import MAGVIT_PRESETS, PRESETS
 
 # Old names of options, which this version still takes, and finds in the config.json of a run.
@@ -270,7 +271,4 @@ def changed_rate(path: Path, config: RunConfig) -> str:
 def write_run_config(path: Path, config: RunConfig, num_processes: int = 1) -> None:
     """Keep the options that the run was started with; a file that is there stays."""
     if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text(json.dumps(run_options(config, num_processes), indent=2) + "\n")
-        temporary.replace(path)
+        write_json(path, run_options(config, num_processes))

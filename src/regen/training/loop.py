@@ -25,6 +25,7 @@ from tqdm import tqdm
 from regen.data.bad_clips import BadClips
 from regen.data.locations import only_writer
 from regen.data.processes import forking
+from regen.files import write_text
 from regen.model.objective import Objective
 from regen.training.checkpoint import (
     averaged_weights,
@@ -436,6 +437,4 @@ def drop_records_after(path: Path, step: int) -> None:
                 kept.append(line + "\n")
         except json.JSONDecodeError:  # a line that a kill cut short
             continue
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text("".join(kept))
-    temporary.replace(path)
+    write_text(path, "".join(kept))

@@ -26,7 +26,7 @@ from regen.video.reader import (
     video_to_frames,
 )
 from regen.video.seeking import count_frames, read_frames_at
-from regen.video.writer import Rehearsed, VideoWriter, check_output
+from regen.video.writer import Rehearsed, VideoWriter, check_output, write_video
 
 __all__ = [
     "PICTURE_FRAME_RATE",
@@ -50,4 +50,5 @@ __all__ = [
     "read_picture",
     "read_prepared",
     "video_to_frames",
+    "write_video",
 ]

@@ -2,7 +2,7 @@
 
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from fractions import Fraction
 from pathlib import Path
@@ -193,6 +193,17 @@ _CODECS: dict[str, tuple[str, dict[str, str], dict[str, str]]] = {
     ".mkv": ("ffv1", {"level": "3", "slicecrc": "1"}, {}),
 }
 _MAX_TICKS = 2**31 - 1  # of a frame in .mp4
+
+
+def write_video(
+    path: Path, frames: Sequence[np.ndarray] | np.ndarray, frame_rate: Fraction, **options: Any
+) -> Path:
+    """`frames` uint8 [H, W, 3] each, at a constant rate; `options` are those of `VideoWriter`."""
+    height, width, _ = frames[0].shape
+    with VideoWriter(path, width=width, height=height, frame_rate=frame_rate, **options) as writer:
+        for index, pixels in enumerate(frames):
+            writer.write(pixels, index / frame_rate)
+    return path
 
 
 class _StreamSink:

@@ -18,11 +18,10 @@ from typing import Any, Literal, TypedDict
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch.utils.data import Dataset
 
-from regen.files import draft, write_text
-from regen.latent_file import dequantize, quantize
+from regen.files import write_json
+from regen.latent_file import dequantize, quantize, write_tensors
 from regen.t2v.cache.statistics import Moments
 
 CacheStorage = Literal["bfloat16", "int8"]
@@ -108,13 +107,7 @@ def write_shard(
     }
     # An entry alone: more would be written in an order that changes from process to process.
     metadata = {"shard": json.dumps(description, ensure_ascii=False, sort_keys=True)}
-    try:
-        with draft(path) as temporary:
-            mode = temporary.stat().st_mode
-            save_file(tensors, temporary, metadata=metadata)
-            temporary.chmod(mode)  # safetensors' own is 0600
-    except SafetensorError as error:
-        raise ValueError(f"{path}: cannot write there ({error})") from None
+    write_tensors(path, tensors, metadata)
     return description
 
 
@@ -145,8 +138,7 @@ def read_dataset_file(folder: str | Path) -> dict[str, Any]:
 
 
 def write_dataset_file(folder: Path, fields: dict[str, Any]) -> None:
-    text = json.dumps({"format": DATASET_FORMAT, **fields}, indent=1, ensure_ascii=False)
-    write_text(folder / DATASET_FILE, f"{text}\n")
+    write_json(folder / DATASET_FILE, {"format": DATASET_FORMAT, **fields})
 
 
 class LatentDataset(Dataset[LatentClip]):
