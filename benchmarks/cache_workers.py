@@ -12,7 +12,8 @@ import time
 from pathlib import Path
 
 from regen.data.finding import find_items
-from regen.t2v.cache.building import CacheOptions, encode_jobs
+from regen.t2v.cache.building import encode_jobs
+from regen.t2v.cache.config import CacheConfig
 from regen.t2v.cache.encoding import job
 
 
@@ -30,7 +31,7 @@ def main() -> None:
         parser.error(f"{arguments.clips} holds {len(items)} clips; give at least 12")
     reference = 0.0
     for num_workers in arguments.workers:
-        options = CacheOptions(model=arguments.model, num_workers=num_workers)
+        options = CacheConfig(model=arguments.model, num_workers=num_workers)
         started, times = time.perf_counter(), []
         for _ in encode_jobs((job(item, options.clips) for item in items), len(items), options):
             times.append(time.perf_counter() - started)

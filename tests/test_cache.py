@@ -13,8 +13,9 @@ from regen.loading import new_model
 from regen.model.autoencoder import AutoencoderREGEN
 from regen.moving_shapes import make_scene, render, write_world
 from regen.t2v.cache import building
-from regen.t2v.cache.building import CacheOptions, build_cache, recompute_statistics
-from regen.t2v.cache.encoding import ClipOptions, encode_clip
+from regen.t2v.cache.building import build_cache, recompute_statistics
+from regen.t2v.cache.config import CacheConfig
+from regen.t2v.cache.encoding import encode_clip
 from regen.t2v.cache.latent_shards import LatentDataset, collate
 from regen.t2v.cache.statistics import Moments
 from regen.t2v.text_encoder import TextEncoder
@@ -31,8 +32,8 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def options(small_model_folder: Path, small_text_folder: Path) -> CacheOptions:
-    return CacheOptions(
+def options(small_model_folder: Path, small_text_folder: Path) -> CacheConfig:
+    return CacheConfig(
         model=str(small_model_folder),
         text_encoder=str(small_text_folder),
         shard_clips=3,
@@ -41,7 +42,7 @@ def options(small_model_folder: Path, small_text_folder: Path) -> CacheOptions:
 
 
 @pytest.fixture(scope="module")
-def cached(world: Path, options: CacheOptions, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def cached(world: Path, options: CacheConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
     output = tmp_path_factory.mktemp("cache") / "latents"
     report = build_cache([str(world)], output, options)
     assert (report.num_clips, report.num_shards, report.num_kept, report.bad) == (NUM, 3, 0, [])
@@ -127,7 +128,7 @@ def test_moments_do_not_cancel_and_images_have_no_motion() -> None:
 
 
 def test_stats_are_made_anew_and_other_encoders_refused(
-    cached: Path, world: Path, options: CacheOptions, other_model_folder: Path, tmp_path: Path
+    cached: Path, world: Path, options: CacheConfig, other_model_folder: Path, tmp_path: Path
 ) -> None:
     copy = tmp_path / "copy"
     copy.mkdir()
@@ -157,7 +158,7 @@ def test_stats_are_made_anew_and_other_encoders_refused(
 def test_the_same_command_goes_on_to_the_same_bytes(
     world: Path,
     cached: Path,
-    options: CacheOptions,
+    options: CacheConfig,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -194,7 +195,7 @@ def test_the_same_command_goes_on_to_the_same_bytes(
 
 
 def test_int8_is_half_the_size_and_close(
-    world: Path, cached: Path, options: CacheOptions, tmp_path: Path
+    world: Path, cached: Path, options: CacheConfig, tmp_path: Path
 ) -> None:
     build_cache([str(world)], tmp_path / "int8", replace(options, storage="int8"))
     exact, rounded = LatentDataset(cached)[2]["latents"], LatentDataset(tmp_path / "int8")[2]
@@ -203,7 +204,7 @@ def test_int8_is_half_the_size_and_close(
     assert ((rounded["latents"] - exact).abs() <= largest * (0.5 / 127 + 2**-8)).all()
 
 
-def test_bad_clips_are_named_and_too_many_stop(options: CacheOptions, tmp_path: Path) -> None:
+def test_bad_clips_are_named_and_too_many_stop(options: CacheConfig, tmp_path: Path) -> None:
     clips = tmp_path / "clips"
     write_world(clips, 3, 11, 48, 64)
     (clips / "broken.mp4").write_bytes(b"no video")
@@ -213,7 +214,7 @@ def test_bad_clips_are_named_and_too_many_stop(options: CacheOptions, tmp_path: 
     report = build_cache([str(clips)], output, replace(options, max_bad_fraction=0.5))
     assert report.num_clips == len(LatentDataset(output)) == 3
     assert "broken.mp4" in (output / "bad_clips.txt").read_text() and len(report.bad) == 1
-    longer = replace(options, clips=ClipOptions(num_frames=12))
+    longer = replace(options, num_frames=12)
     with pytest.raises(ValueError, match="above --max-bad-fraction"):
         build_cache([str(clips)], tmp_path / "longer", longer)
     lines = (tmp_path / "longer" / "bad_clips.txt").read_text()
@@ -224,11 +225,9 @@ def test_bad_clips_are_named_and_too_many_stop(options: CacheOptions, tmp_path: 
     assert lines.count("11 frames, fewer than --num-frames 12") == 3
 
 
-def test_frames_and_size_are_those_asked(
-    world: Path, options: CacheOptions, tmp_path: Path
-) -> None:
-    clips = ClipOptions(num_frames=9, height=24, width=40)
-    build_cache([str(world)], tmp_path / "latents", replace(options, clips=clips))
+def test_frames_and_size_are_those_asked(world: Path, options: CacheConfig, tmp_path: Path) -> None:
+    options = replace(options, num_frames=9, height=24, width=40)
+    build_cache([str(world)], tmp_path / "latents", options)
     clip = LatentDataset(tmp_path / "latents")[0]
     assert clip["latents"].shape == (8, 2, 3, 5)
     assert (clip["num_frames"], clip["height"], clip["width"]) == (9, 24, 40)
@@ -243,7 +242,7 @@ def test_batches_are_of_one_shape(cached: Path) -> None:
 
 @pytest.mark.slow
 def test_ray_writes_the_same_bytes(
-    world: Path, cached: Path, options: CacheOptions, tmp_path: Path
+    world: Path, cached: Path, options: CacheConfig, tmp_path: Path
 ) -> None:
     pytest.importorskip("ray", reason="the extra cache is not installed")
     build_cache([str(world)], tmp_path / "latents", replace(options, num_workers=1))
@@ -251,7 +250,7 @@ def test_ray_writes_the_same_bytes(
 
 
 def test_without_ray_a_line_says_so(
-    world: Path, options: CacheOptions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    world: Path, options: CacheConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(__import__("sys").modules, "ray", None)
     with pytest.raises(ValueError, match=r"regen-video\[cache\].*--num-workers 0"):
@@ -269,7 +268,7 @@ def test_without_ray_a_line_says_so(
     ],
 )
 def test_a_cluster_that_does_not_answer_is_one_line(
-    world: Path, options: CacheOptions, tmp_path: Path, address: str, num_workers: int, message: str
+    world: Path, options: CacheConfig, tmp_path: Path, address: str, num_workers: int, message: str
 ) -> None:
     pytest.importorskip("ray", reason="the extra cache is not installed")
     options = replace(options, address=address, num_workers=num_workers)
@@ -278,7 +277,7 @@ def test_a_cluster_that_does_not_answer_is_one_line(
 
 
 def test_two_caches_are_not_written_to_one_folder(
-    world: Path, options: CacheOptions, tmp_path: Path
+    world: Path, options: CacheConfig, tmp_path: Path
 ) -> None:
     with (
         written_by_another(tmp_path / "latents"),

@@ -19,7 +19,8 @@ from PIL import Image
 from small_generator import make_pipeline
 
 from regen.cli import main
-from regen.t2v.generation import Request, generate_file
+from regen.t2v.config import Request
+from regen.t2v.generation import generate_file
 from regen.t2v.pipeline import RegenTextToVideoPipeline, load_pipeline
 from regen.video import open_video, read_frames, write_video
 

@@ -2,49 +2,30 @@
 
 import sys
 from dataclasses import dataclass
-from fractions import Fraction
-from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
 
 from regen.cli.options import OutPath, check_numbers
 from regen.cli.output import print_table, size_of
+from regen.t2v.config import Request
 
 
 @dataclass(frozen=True)
-class Generate:
+class Generate(Request):
     """Generate a video from a text, also from its first picture, also continuing a video.
 
     Example: regen generate "a red ball rolls left" out.mp4 --model runs/t2v/model --frames 132
     """
 
-    prompt: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="PROMPT")]
+    prompt: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="PROMPT")] = tyro.MISSING
     """What the video shows."""
-    output: OutPath
+    num_frames: Annotated[int | None, tyro.conf.arg(name="frames")] = None
+    """How many frames; default: as many as the model was trained on."""
+    output: OutPath = tyro.MISSING
     """.mp4, .webm, lossless .mkv, .png of one frame; without a suffix: a folder of PNGs."""
     model: str | None = None
     """Folder OUTPUT/model of regen train-generator, or a hub id (owner/name); none is embedded."""
-    num_frames: Annotated[int | None, tyro.conf.arg(name="frames")] = None
-    """How many frames; default: as many as the model was trained on."""
-    height: int | None = None
-    """In pixels; default: that of the training."""
-    width: int | None = None
-    """In pixels; default: that of the training."""
-    negative_prompt: str = ""
-    """What the video is to be unlike."""
-    image: Path | None = None
-    """A picture: the first frame, from which the video continues."""
-    video: Path | None = None
-    """A video to continue from: its last chunk is given, what follows is written."""
-    num_inference_steps: int = 30
-    """Denoising steps."""
-    guidance_scale: float = 5.0
-    """How much more than without it the prompt counts; 1: no guidance, half the time."""
-    seed: int = 0
-    """The same seed gives the same video."""
-    frame_rate: float | None = None
-    """Frames a second; default: those of --video, else 24."""
     device: str = "auto"
     """auto takes a GPU where there is one; or cpu, cuda, cuda:1, mps."""
     dtype: Literal["float32", "bfloat16"] = "float32"
@@ -63,23 +44,10 @@ class Generate:
         import torch
         from tqdm import tqdm
 
-        from regen.t2v.generation import Request, check_generate, generate_file
+        from regen.t2v.generation import check_generate, generate_file
         from regen.t2v.pipeline import load_pipeline
 
-        request = Request(
-            self.prompt,
-            self.negative_prompt,
-            self.num_frames,
-            self.height,
-            self.width,
-            self.num_inference_steps,
-            self.guidance_scale,
-            self.seed,
-            self.image,
-            self.video,
-            None if self.frame_rate is None else Fraction(str(self.frame_rate)),
-        )
-        check_generate(request, self.output)
+        check_generate(self, self.output)
         from regen.loading import find_device
 
         device = find_device(self.device)
@@ -87,7 +55,7 @@ class Generate:
         pipeline.set_progress_bar_config(disable=True)
         start, shown = time.perf_counter(), sys.stderr.isatty()
         with tqdm(total=self.num_inference_steps, leave=False, disable=not shown) as bar:
-            frames = generate_file(pipeline, request, self.output, lambda: bar.update() and None)
+            frames = generate_file(pipeline, self, self.output, lambda: bar.update() and None)
         elapsed_s = time.perf_counter() - start
         geometry = pipeline.vae.geometry
         rows = [

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 InLocation = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="IN")]
 OutPath = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")]
 LatentsLocation = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="LATENTS")]
+Paths = Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="IN [IN ...] OUT")]
 LATENT_SUFFIX = ".safetensors"  # of latent files
 
 
@@ -65,3 +66,12 @@ def check_numbers(seed: int = 0, **at_least_one: int | None) -> None:
     for name, value in at_least_one.items():
         if value is not None and value < 1:
             raise ValueError(f"--{name.replace('_', '-')} is at least 1, got {value}")
+
+
+def split_paths(paths: tuple[str, ...], max_bad_fraction: float) -> tuple[list[str], str]:
+    """Inputs and the output folder, which is the last; ValueError for options out of range."""
+    if not 0 <= max_bad_fraction <= 1:
+        raise ValueError(f"--max-bad-fraction is from 0 to 1, got {max_bad_fraction}")
+    if len(paths) < 2:
+        raise ValueError("give inputs and, last, the folder that is written")
+    return list(paths[:-1]), paths[-1]

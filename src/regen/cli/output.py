@@ -45,6 +45,11 @@ def common_rows(
     ]
 
 
+def left_out(bad: list[str], output: str) -> str:
+    """How many files, and where they are named."""
+    return f"{len(bad)}, listed in {Path(output) / 'bad_clips.txt'}" if bad else "0"
+
+
 def format_rate(frame_rate: Fraction) -> str:
     return f"{float(frame_rate):.3f} frames/s ({frame_rate})"
 

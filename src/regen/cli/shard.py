@@ -1,13 +1,9 @@
 """`regen shard`: packs clips into shards."""
 
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Annotated
 
-import tyro
-
-from regen.cli.options import check_numbers
-from regen.cli.output import print_table
+from regen.cli.options import Paths, check_numbers, split_paths
+from regen.cli.output import left_out, print_table
 
 
 @dataclass(frozen=True)
@@ -21,9 +17,7 @@ class Shard:
     Example: regen shard clips photos.csv shards; regen train --data shards --output runs/mine
     """
 
-    paths: Annotated[
-        tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="IN [IN ...] OUT")
-    ]
+    paths: Paths
     """IN: folders of clips and photos, and manifests (.csv, .jsonl, .parquet) with the column file,
     and if known source and caption. OUT: folder for shard-000000.tar, shard-000000.index.json,
     ..."""
@@ -36,13 +30,9 @@ class Shard:
 
     def run(self) -> None:
         check_numbers(max_shard_mb=self.max_shard_mb, num_workers=self.num_workers)
-        if not 0 <= self.max_bad_fraction <= 1:
-            raise ValueError(f"--max-bad-fraction is from 0 to 1, got {self.max_bad_fraction}")
-        if len(self.paths) < 2:
-            raise ValueError("regen shard takes inputs and, last, the folder for the shards")
+        data, output = split_paths(self.paths, self.max_bad_fraction)
         from regen.data.shard_writer import write_shards
 
-        *data, output = self.paths
         report = write_shards(
             data,
             output,
@@ -50,13 +40,10 @@ class Shard:
             self.max_bad_fraction,
             self.num_workers,
         )
-        bad = (
-            f"{len(report.bad)}, listed in {Path(output) / 'bad_clips.txt'}" if report.bad else "0"
-        )
         rows = [
             ("clips", f"{report.num_videos:,}"),
             ("photos", f"{report.num_photos:,}"),
-            ("left out", bad),
+            ("left out", left_out(report.bad, output)),
             ("shards", f"{report.num_shards:,} ({report.num_bytes:,} bytes)"),
             ("finished before", f"{report.num_kept:,}"),
             ("train on them", f"regen train --data {output} --output runs/mine"),

@@ -4,7 +4,6 @@ Every number is worth what its protocol says: the clips by their SHA-256, length
 crop, rounding, and the networks that metrics look through.
 """
 
-import math
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +14,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from regen.data.colors import hue_rotation
 from regen.data.finding import files_below, find_items
 from regen.data.items import Item
 from regen.evaluation.config import EvaluateConfig
@@ -64,10 +64,7 @@ def rotate_hue(frames: np.ndarray, degrees: float) -> np.ndarray:
 
     Linear: luminance is not kept, and greys are. 120 degrees bring red to green.
     """
-    angle, third = math.radians(degrees), 1 / 3
-    cross = np.array([[0, -1, 1], [1, 0, -1], [-1, 1, 0]]) / math.sqrt(3)
-    matrix = np.cos(angle) * np.eye(3) + (1 - np.cos(angle)) * third + np.sin(angle) * cross
-    rotated = frames.astype(np.float32) @ matrix.T.astype(np.float32)
+    rotated = frames.astype(np.float32) @ hue_rotation(degrees).T.numpy()
     return rotated.round().clip(0, 255).astype(np.uint8)
 
 

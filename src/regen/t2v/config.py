@@ -1,6 +1,8 @@
-"""`regen train-generator`'s options: one frozen dataclass, which is also its `--help`."""
+"""The options of `regen train-generator` and `regen generate`: frozen dataclasses, also their
+`--help`."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from regen.t2v.presets import GENERATOR_PRESETS
 from regen.training.config import RunConfig
@@ -76,3 +78,31 @@ class GeneratorConfig(RunConfig):
                 )
         if not -10 <= self.logit_mean <= 10:
             raise ValueError(f"--logit-mean is from -10 to 10, got {self.logit_mean}")
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to generate."""
+
+    prompt: str
+    """What the video shows."""
+    num_frames: int | None = None
+    """How many frames; default: as many as the model was trained on."""
+    height: int | None = None
+    """In pixels; default: that of the training."""
+    width: int | None = None
+    """In pixels; default: that of the training."""
+    negative_prompt: str = ""
+    """What the video is to be unlike."""
+    image: Path | None = None
+    """A picture: the first frame, from which the video continues."""
+    video: Path | None = None
+    """A video to continue from: its last chunk is given, what follows is written."""
+    num_inference_steps: int = 30
+    """Denoising steps."""
+    guidance_scale: float = 5.0
+    """How much more than without it the prompt counts; 1: no guidance, half the time."""
+    seed: int = 0
+    """The same seed gives the same video."""
+    frame_rate: float | None = None
+    """Frames a second; default: those of --video, else 24."""

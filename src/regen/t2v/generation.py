@@ -5,7 +5,6 @@ import math
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -13,32 +12,19 @@ from typing import Any
 import numpy as np
 import torch
 
+from regen.t2v.config import Request
 from regen.t2v.pipeline import RegenTextToVideoPipeline
 from regen.video import Rehearsed, VideoWriter, check_output, open_video, write_video
 
 
-@dataclass(frozen=True)
-class Request:
-    """What to generate; None: as the model was trained. `image`: a picture that is the first frame.
-    `video`: a file to continue from. `frame_rate` in frames/s: of `video` if None, else 24."""
-
-    prompt: str
-    negative_prompt: str = ""
-    num_frames: int | None = None
-    height: int | None = None
-    width: int | None = None
-    num_inference_steps: int = 30
-    guidance_scale: float = 5.0
-    seed: int = 0
-    image: Path | None = None
-    video: Path | None = None
-    frame_rate: Fraction | None = None
-
-    def rate(self) -> Fraction:
-        if self.frame_rate is None and self.video is not None:
-            with open_video(self.video) as reader:
-                return reader.info.frame_rate
-        return self.frame_rate or Fraction(24)
+def frame_rate(request: Request) -> Fraction:
+    """Frames/s of what `request` asks for."""
+    if request.frame_rate is not None:
+        return Fraction(str(request.frame_rate))
+    if request.video is not None:
+        with open_video(request.video) as reader:
+            return reader.info.frame_rate
+    return Fraction(24)
 
 
 def check_generate(request: Request, output: Path) -> None:
@@ -47,7 +33,7 @@ def check_generate(request: Request, output: Path) -> None:
         raise ValueError("--image and --video exclude each other: give one of them")
     if not 0 <= request.guidance_scale < math.inf:
         raise ValueError(f"--guidance-scale is at least 0, got {request.guidance_scale}")
-    if request.frame_rate is not None and request.frame_rate <= 0:
+    if request.frame_rate is not None and not 0 < request.frame_rate < math.inf:
         raise ValueError(f"--frame-rate is a positive number, got {request.frame_rate}")
     if output.suffix.lower() == ".png" and request.num_frames != 1:
         raise ValueError(
@@ -61,7 +47,7 @@ def check_generate(request: Request, output: Path) -> None:
         check_output(path, output)
     with (
         suppress(Rehearsed),
-        VideoWriter(output, width=16, height=16, frame_rate=request.rate()),
+        VideoWriter(output, width=16, height=16, frame_rate=frame_rate(request)),
     ):
         raise Rehearsed
 
@@ -106,5 +92,5 @@ def generate_file(
         **given,
     )[0][0]
     frames: np.ndarray = (255 * video).round().astype(np.uint8)
-    write_video(output, frames, request.rate())
+    write_video(output, frames, frame_rate(request))
     return frames

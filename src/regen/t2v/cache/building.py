@@ -12,7 +12,7 @@ import json
 import logging
 import socket
 from collections.abc import Generator, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -24,12 +24,12 @@ from regen.data import locations
 from regen.data.bad_clips import BadClips
 from regen.data.finding import find_items
 from regen.data.items import Item
-from regen.loading import DEFAULT_MODEL, load_model
+from regen.loading import load_model
 from regen.model.autoencoder import AutoencoderREGEN
-from regen.t2v.cache.encoding import ClipEncoder, ClipOptions, Row, decode, job, unpack
+from regen.t2v.cache.config import CacheConfig
+from regen.t2v.cache.encoding import ClipEncoder, Row, decode, job, unpack
 from regen.t2v.cache.latent_shards import (
     DATASET_FILE,
-    CacheStorage,
     read_dataset_file,
     read_description,
     shard_path,
@@ -47,23 +47,6 @@ CONNECT_S = 10  # a cluster answers within
 
 
 @dataclass(frozen=True)
-class CacheOptions:
-    """`num_workers` encode (None: one for each GPU, else for each 2 cores); 0: no Ray, all in this
-    process. `address`: of a Ray cluster, "auto" for the one of this machine; None starts one here.
-    """
-
-    model: str = DEFAULT_MODEL
-    text_encoder: str | None = None
-    storage: CacheStorage = "bfloat16"
-    clips: ClipOptions = field(default_factory=ClipOptions)
-    shard_clips: int = 1000
-    max_bad_fraction: float = 0.05
-    device: str = "cpu"
-    num_workers: int | None = None
-    address: str | None = None
-
-
-@dataclass(frozen=True)
 class CacheReport:
     """What stands in the folder; `num_kept` shards were finished before."""
 
@@ -74,7 +57,7 @@ class CacheReport:
     bad: list[str]
 
 
-def build_cache(data: Sequence[str], output: str | Path, options: CacheOptions) -> CacheReport:
+def build_cache(data: Sequence[str], output: str | Path, options: CacheConfig) -> CacheReport:
     """Encode what `data` names into latent shards and `dataset.json` in `output`.
 
     Raises ValueError for inputs that are none, for more bad clips than `max_bad_fraction`, and
@@ -82,7 +65,7 @@ def build_cache(data: Sequence[str], output: str | Path, options: CacheOptions) 
     """
     if locations.is_url(str(output)):
         raise ValueError(f"{output}: a cache is written to a local folder; copy it from there")
-    if (options.clips.height is None) != (options.clips.width is None):
+    if (options.height is None) != (options.width is None):
         raise ValueError("--height and --width are given together, or neither")
     if options.address is not None and options.num_workers == 0:
         raise ValueError("--num-workers 0 encodes in this process alone: leave --address out")
@@ -94,7 +77,7 @@ def build_cache(data: Sequence[str], output: str | Path, options: CacheOptions) 
         return _build_cache(items, output, options)
 
 
-def _build_cache(items: list[Item], output: Path, options: CacheOptions) -> CacheReport:
+def _build_cache(items: list[Item], output: Path, options: CacheConfig) -> CacheReport:
     origin = _origin(options)
     size = options.shard_clips
     groups = [items[start : start + size] for start in range(0, len(items), size)]
@@ -159,7 +142,7 @@ def recompute_statistics(folder: str | Path) -> Moments:
     return moments
 
 
-def _origin(options: CacheOptions) -> dict[str, Any]:
+def _origin(options: CacheConfig) -> dict[str, Any]:
     """What decides on the latents of a clip, besides the clip; ValueError for a model that is none.
     Loads both models: a mistake is found before any worker starts."""
     model = load_model(options.model)
@@ -187,9 +170,9 @@ def _space(origin: dict[str, Any]) -> dict[str, Any]:
     return {name: origin[name] for name in names}
 
 
-def _inputs(group: list[Item], origin: dict[str, Any], clips: ClipOptions) -> str:
+def _inputs(group: list[Item], origin: dict[str, Any], clips: dict[str, int | None]) -> str:
     rows = [[one.name, one.source, one.caption, one.size, one.mark] for one in group]
-    fields = [_space(origin), asdict(clips), rows]
+    fields = [_space(origin), clips, rows]
     return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
 
 
@@ -214,7 +197,7 @@ def _finish(
     shards: list[dict[str, Any]],
     num_kept: int,
     origin: dict[str, Any],
-    options: CacheOptions,
+    options: CacheConfig,
 ) -> CacheReport:
     moments = Moments()
     for shard in shards:
@@ -226,7 +209,7 @@ def _finish(
         {"file": shard_path(output, number).name, "num_clips": len(shard["clips"])}
         for number, shard in enumerate(shards)
     ]
-    fields = {**origin, **asdict(options.clips), "num_clips": num_clips, **moments.statistics()}
+    fields = {**origin, **options.clips, "num_clips": num_clips, **moments.statistics()}
     write_dataset_file(output, {**fields, "shards": rows})
     return CacheReport(
         num_clips=num_clips,
@@ -240,7 +223,7 @@ def _finish(
 # --- who encodes ---
 
 
-def encode_jobs(jobs: Iterator[Row], num_jobs: int, options: CacheOptions) -> Generator[Any]:
+def encode_jobs(jobs: Iterator[Row], num_jobs: int, options: CacheConfig) -> Generator[Any]:
     """What `ClipEncoder` makes of each of `num_jobs` jobs, in their order."""
     if not num_jobs:
         return
@@ -254,7 +237,7 @@ def encode_jobs(jobs: Iterator[Row], num_jobs: int, options: CacheOptions) -> Ge
 
 
 def _encode_with_ray(
-    jobs: Iterator[Row], models: tuple[Any, ...], options: CacheOptions
+    jobs: Iterator[Row], models: tuple[Any, ...], options: CacheConfig
 ) -> Generator[Row]:
     try:
         import ray

@@ -4,7 +4,7 @@ Plain functions of the clip alone: no batch that others are in, so that a clip h
 whoever encodes it, and when.
 """
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,8 @@ from safetensors.torch import load, save
 from regen.data.items import Item, line_about
 from regen.loading import load_model
 from regen.model.autoencoder import AutoencoderREGEN
-from regen.t2v.cache.latent_shards import CacheStorage, clip_tensors
+from regen.t2v.cache.config import CacheStorage
+from regen.t2v.cache.latent_shards import clip_tensors
 from regen.t2v.text_encoder import TextEncoder
 from regen.video import frames_to_video, open_video
 
@@ -25,18 +26,8 @@ MAX_CHUNKS = 16  # of a clip that are encoded together
 Row = dict[str, Any]  # what Ray hands on: text, numbers and bytes
 
 
-@dataclass(frozen=True)
-class ClipOptions:
-    """How frames are taken: the first `num_frames` (None: all, 600 at most), resized to cover
-    `height` x `width` and cropped about the middle (None: as they are)."""
-
-    num_frames: int | None = None
-    height: int | None = None
-    width: int | None = None
-
-
-def job(item: Item, options: ClipOptions) -> Row:
-    return {"item": asdict(item), **asdict(options)}
+def job(item: Item, clips: dict[str, int | None]) -> Row:
+    return {"item": asdict(item), **clips}
 
 
 def decode(row: Row) -> Row:

@@ -14,7 +14,7 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from itertools import accumulate
 from pathlib import Path
-from typing import Any, Literal, TypedDict
+from typing import Any, TypedDict
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -22,9 +22,9 @@ from torch.utils.data import Dataset
 
 from regen.files import write_json
 from regen.latent_file import dequantize, quantize, write_tensors
+from regen.t2v.cache.config import CacheStorage
 from regen.t2v.cache.statistics import Moments
 
-CacheStorage = Literal["bfloat16", "int8"]
 SHARD_FORMAT = "regen-latent-shard-1"
 DATASET_FORMAT = "regen-latent-dataset-1"
 DATASET_FILE = "dataset.json"
