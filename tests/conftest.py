@@ -1,12 +1,14 @@
 """A small model with random weights, for all tests that need one and not a good one."""
 
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from accelerate.state import AcceleratorState
 
+from regen.cli import main
 from regen.data.clips import prepare_clips
 from regen.model.autoencoder import AutoencoderREGEN
 from regen.model.presets import PRESETS
@@ -58,6 +60,26 @@ def published(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -
             weights.find_published(network)
         except weights.WeightsAbsent as error:
             pytest.skip(str(error))
+
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Run:
+    """`regen ARGUMENTS` in this process: (exit status, standard output, standard error)."""
+
+    def run_main(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["regen", *(str(argument) for argument in arguments)])
+        capfd.readouterr()
+        try:
+            main()
+            status = 0
+        except SystemExit as end:
+            status = end.code if isinstance(end.code, int) else 0
+        return status, *capfd.readouterr()
+
+    return run_main
 
 
 @pytest.fixture(scope="session")

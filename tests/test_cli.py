@@ -8,43 +8,23 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from conftest import Run
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import regen
 import regen.codec as codec
 import regen.loading as loading
-from regen.cli import main
 from regen.model.presets import PRESETS
 from regen.video import open_video, read_frames, write_video
 
 SOURCES = {**os.environ, "PYTHONPATH": str(Path(regen.__file__).parents[1])}
-Run = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def run(monkeypatch, capfd) -> Run:
-    """`regen ARGUMENTS` in this process: (exit status, standard output, standard error)."""
-
-    def run_main(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["regen", *(str(argument) for argument in arguments)])
-        capfd.readouterr()
-        try:
-            main()
-            status = 0
-        except SystemExit as end:
-            status = end.code if isinstance(end.code, int) else 0
-        out, err = capfd.readouterr()
-        return status, out, err
-
-    return run_main
 
 
 def write_clip(path: Path, num_frames: int = 12, height: int = 16, width: int = 24) -> Path:

@@ -526,15 +526,6 @@ def test_unreadable_files_are_skipped_and_named(folder: Path, tmp_path: Path) ->
     assert "200x48" in next(line for line in prepared.skipped if "little" in line)
 
 
-def test_missing_and_empty_folders(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="gone is not a folder"):
-        prepare_clips([tmp_path / "gone"], tmp_path / "cache")
-    (tmp_path / "void").mkdir()
-    with pytest.raises(ValueError, match="void holds no clips or photos"):
-        prepare_clips([tmp_path / "void"], tmp_path / "cache")
-    assert not (tmp_path / "cache").exists()
-
-
 class Holder:
     """Something that only the garbage collector ends."""
 
@@ -617,19 +608,6 @@ def test_two_processes_prepare_one_cache(folder: Path, tmp_path: Path) -> None:
     ]
     assert sums[0] == expected
     assert not list((tmp_path / "cache").glob(".*.part*"))
-
-
-def test_a_failed_write_leaves_nothing(folder: Path, tmp_path: Path, monkeypatch) -> None:
-    from regen.data import clips
-
-    def full(*_: object) -> None:
-        raise OSError("no space left on device")
-
-    monkeypatch.setattr(clips.np, "save", full)
-    (tmp_path / "cache").mkdir()
-    with pytest.raises(OSError, match="no space"):
-        clips._decode_item(find_items([folder], tmp_path)[0], tmp_path / "cache" / "x.npy")
-    assert not list((tmp_path / "cache").iterdir())
 
 
 # --- who writes to a folder ---

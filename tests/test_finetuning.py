@@ -1,7 +1,6 @@
 """From any checkpoint on: the decoder alone, another ratio, noise on the latents; recipes."""
 
 import json
-import sys
 from dataclasses import fields, replace
 from pathlib import Path
 
@@ -9,10 +8,10 @@ import pytest
 import small_train
 import torch
 from accelerate.state import AcceleratorState
+from conftest import Run
 from safetensors.torch import load_file
 from test_training import config_of as plain_config_of
 
-from regen.cli import main
 from regen.loading import load_model
 from regen.model.autoencoder import AutoencoderREGEN
 from regen.model.objective import ObjectiveConfig, REGENObjective, draw_latent_noise
@@ -146,36 +145,31 @@ def test_the_recipes_of_the_paper(ratio: int, tmp_path: Path) -> None:
     assert set(RECIPES[f"paper_{ratio}x"]) <= {field.name for field in fields(TrainConfig)}
 
 
-def test_an_option_prevails_over_its_recipe(monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+def test_an_option_prevails_over_its_recipe(monkeypatch: pytest.MonkeyPatch, run: Run) -> None:
     """Also one that is given as it is by default without a recipe."""
     seen: list[TrainConfig] = []
     monkeypatch.setattr(embedder, "train", seen.append)
-    words = ["regen", "train", "--data", "clips", "--output", "run", "--recipe"]
+    words = ["train", "--data", "clips", "--output", "run", "--recipe"]
     default = str(TrainConfig.image_batch_size)
     given = ["--steps", "7", "--crop", "64", "--image-batch-size", default]
-    monkeypatch.setattr(sys, "argv", [*words, "paper_8x", *given])
-    main()
+    run(*words, "paper_8x", *given)
     (config,) = seen
     assert (config.steps, config.crop, config.image_batch_size) == (7, 64, int(default))
     assert (config.preset, config.ema_decay, config.data) == ("regen_8x", 0.9999, ("clips",))
-    monkeypatch.setattr(sys, "argv", [*words, "paper_64x"])
-    with pytest.raises(SystemExit):
-        main()
-    assert "--recipe is one of natural, shapes, paper_4x, " in capsys.readouterr().err
+    assert "--recipe is one of natural, shapes, paper_4x, " in run(*words, "paper_64x")[2]
 
 
-def test_a_recipe_of_stages(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_recipe_of_stages(data: Path, tmp_path: Path, monkeypatch, run: Run) -> None:
     """Each stage starts from the one before; the same command again does only what is left."""
     small = {"preset": "natural_test", "crop": 32, "video_batch_size": 1, "image_batch_size": 2}
     pictures = {**small, "image_fraction": 1.0, "steps": 2, "learning_rate": 1e-2}
     video = {**small, "image_fraction": 0.0, "steps": 1, "warmup_steps": 100, "ema_decay": 0.0}
     monkeypatch.setitem(STAGES, "natural", {"pictures": pictures, "video": video})
     output = tmp_path / "run"
-    words = ["regen", "train", "--recipe", "natural", "--data", str(data), "--output", str(output)]
+    words = ["train", "--recipe", "natural", "--data", str(data), "--output", str(output)]
     words += ["--chunks", "5", "--chunk-cache", str(data.parent / "chunks"), "--tracker", "none"]
     words += ["--cache", str(data.parent / "cache"), "--validation-sources", "1"]
-    monkeypatch.setattr(sys, "argv", words)
-    main()
+    assert run(*words)[0] == 0
     pictures_model = output / "pictures" / "model"
     assert json.loads((output / "config.json").read_text())["init"] == str(pictures_model)
     first, last = (
@@ -186,7 +180,7 @@ def test_a_recipe_of_stages(data: Path, tmp_path: Path, monkeypatch: pytest.Monk
     (output / "model" / "config.json").unlink()
     trained: list[TrainConfig] = []
     monkeypatch.setattr(embedder, "train", trained.append)
-    main()
+    run(*words)
     assert [run.output for run in trained] == [output]
 
 

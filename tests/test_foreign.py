@@ -13,9 +13,9 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from conftest import Run
 from test_shards import write_clip
 
-from regen.cli import main
 from regen.data.captions import caption_of, read_fields
 from regen.data.clips import prepare_clips
 from regen.data.finding import find_items
@@ -172,7 +172,7 @@ def test_a_single_file_is_data(clip: Path, tmp_path: Path) -> None:
         find_items([tmp_path / "b.mp4"], tmp_path)
 
 
-def test_names_that_are_not_utf_8(clip: Path, tmp_path: Path, monkeypatch, capfd) -> None:
+def test_names_that_are_not_utf_8(clip: Path, tmp_path: Path, run: Run) -> None:
     folder = tmp_path / "data"
     (folder / os.fsdecode(b"f\xe9")).mkdir(parents=True)
     name = os.fsdecode(b"latin1-\xe9.mp4")
@@ -187,9 +187,7 @@ def test_names_that_are_not_utf_8(clip: Path, tmp_path: Path, monkeypatch, capfd
         found = prepare_clips([folder], tmp_path / "cache", decode_once)
         assert len(found.clips) == 2 and found.clips[1].frames().shape[0] == 14
         assert [line.isprintable() for line in found.skipped] == [True]
-    monkeypatch.setattr(sys, "argv", ["regen", "info", str(folder / name)])
-    main()
-    assert "latin1-\\udce9.mp4" in capfd.readouterr().out
+    assert "latin1-\\udce9.mp4" in run("info", folder / name)[1]
 
 
 def test_names_do_not_depend_on_the_order_of_the_folder(clip, tmp_path, monkeypatch) -> None:
@@ -240,15 +238,11 @@ def test_an_input_at_a_url(server: str, clip: Path, tmp_path: Path) -> None:
         pass
 
 
-def test_standard_input(clip: Path, monkeypatch, capsys) -> None:
-    monkeypatch.setattr(sys, "argv", ["regen", "info", "-"])
+def test_standard_input(clip: Path, monkeypatch, run: Run) -> None:
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(clip.read_bytes())))
-    main()
-    assert re.match(r"video +- \([\d,]+ bytes\)\n", capsys.readouterr().out)
+    assert re.match(r"video +- \([\d,]+ bytes\)\n", run("info", "-")[1])
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"text\n" * 9)))
-    with pytest.raises(SystemExit):
-        main()
-    said = capsys.readouterr().err
+    said = run("info", "-")[2]
     assert said.startswith("regen: -: not a video") and said.count("\n") == 1
 
 

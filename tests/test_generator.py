@@ -9,6 +9,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from conftest import Run
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from small_generator import (
@@ -20,7 +21,6 @@ from small_generator import (
 from small_train import SMALL_TRANSFORMER, arguments_of
 from test_parallel import launch_two
 
-from regen.cli import main
 from regen.t2v.batches import LatentBatchConfig, LatentBatches, LatentClips
 from regen.t2v.pipeline import load_pipeline
 from regen.t2v.presets import GENERATOR_PRESETS
@@ -384,15 +384,9 @@ def test_bad_options_are_one_line(
     assert "\n" not in str(caught.value)
 
 
-def test_command(
-    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture
-) -> None:
+def test_command(cache: Path, tmp_path: Path, run: Run) -> None:
     words = f"train-generator --data {cache} --output {tmp_path / 'run'} --preset test --steps 1"
     words += " --tracker none --num-workers 0 --num-inference-steps 1"
-    monkeypatch.setattr("sys.argv", ["regen", *words.split()])
-    main()
-    assert "all 1 steps done" in capfd.readouterr().out
-    monkeypatch.setattr("sys.argv", ["regen", *words.split(), "--patch-size", "1"])
-    with pytest.raises(SystemExit):
-        main()
-    assert "was started with patch_size = 2, now it is 1" in capfd.readouterr().err
+    assert "all 1 steps done" in run(*words.split())[1]
+    said = run(*words.split(), "--patch-size", "1")[2]
+    assert "was started with patch_size = 2, now it is 1" in said

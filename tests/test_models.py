@@ -283,22 +283,6 @@ def test_save_and_load_are_the_same_model(either: AutoencoderREGEN, tmp_path: An
     assert torch.allclose(one, other, atol=1e-5) and loaded.encoder_id() == either.encoder_id()
 
 
-def test_gradient_checkpointing_changes_nothing_but_memory() -> None:
-    gradients = []
-    for enabled in (False, True):
-        model = build()
-        if enabled:
-            model.enable_gradient_checkpointing()
-        latents = model.encode_chunk(random_video(9, 32, 32))
-        times = torch.tensor([[0.0, 3.0]])
-        output = model.predict(random_video(2, 32, 32), torch.ones(1), latents, times)
-        output.square().mean().backward()
-        gradients.append(
-            torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
-        )
-    assert torch.equal(*gradients)
-
-
 @torch.no_grad()
 def test_attention_back_ends_agree(model: AutoencoderREGEN) -> None:
     latents = torch.randn(1, 8, 2, 4, 4)

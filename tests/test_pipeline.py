@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from conftest import Run
 from diffusers import (
     DDIMScheduler,
     DPMSolverMultistepScheduler,
@@ -18,7 +19,6 @@ from diffusers import (
 from PIL import Image
 from small_generator import make_pipeline
 
-from regen.cli import main
 from regen.t2v.config import Request
 from regen.t2v.generation import generate_file
 from regen.t2v.pipeline import RegenTextToVideoPipeline, load_pipeline
@@ -39,7 +39,7 @@ def folder(pipeline: RegenTextToVideoPipeline, tmp_path_factory: pytest.TempPath
     return path
 
 
-def run(pipeline: RegenTextToVideoPipeline, prompt: Any = "a red ball", **options: Any) -> Any:
+def generate(pipeline: RegenTextToVideoPipeline, prompt: Any = "a red ball", **options: Any) -> Any:
     settings = {
         "num_inference_steps": 2,
         "generator": torch.Generator().manual_seed(SEED),
@@ -49,39 +49,39 @@ def run(pipeline: RegenTextToVideoPipeline, prompt: Any = "a red ball", **option
 
 
 def test_the_usual_size_is_that_of_the_training(pipeline: RegenTextToVideoPipeline) -> None:
-    assert run(pipeline).shape == (1, 18, 3, 32, 40)
+    assert generate(pipeline).shape == (1, 18, 3, 32, 40)
 
 
 @pytest.mark.parametrize("num_frames", [1, 9, 10, 12])
 def test_any_size_and_length(pipeline: RegenTextToVideoPipeline, num_frames: int) -> None:
-    video = run(pipeline, height=21, width=10, num_frames=num_frames)
+    video = generate(pipeline, height=21, width=10, num_frames=num_frames)
     assert video.shape == (1, num_frames, 3, 21, 10)
     assert video.min() >= 0 and video.max() <= 1
 
 
 def test_output_types(pipeline: RegenTextToVideoPipeline) -> None:
-    video = run(pipeline, num_frames=9)
-    array = run(pipeline, num_frames=9, output_type="np")
+    video = generate(pipeline, num_frames=9)
+    array = generate(pipeline, num_frames=9, output_type="np")
     np.testing.assert_array_equal(array, video.permute(0, 1, 3, 4, 2).numpy())
-    pictures = run(pipeline, num_frames=9, output_type="pil")
+    pictures = generate(pipeline, num_frames=9, output_type="pil")
     assert len(pictures[0]) == 9 and pictures[0][0].size == (40, 32)
-    latents = run(pipeline, num_frames=9, output_type="latent")
+    latents = generate(pipeline, num_frames=9, output_type="latent")
     assert latents.shape == (1, 8, 2, 4, 5)
-    assert torch.equal(run(pipeline, num_frames=9, return_dict=True), video)
+    assert torch.equal(generate(pipeline, num_frames=9, return_dict=True), video)
 
 
 def test_same_seed_same_video_and_save_and_load(
     pipeline: RegenTextToVideoPipeline, folder: Path
 ) -> None:
-    video = run(pipeline, num_frames=9)
-    assert torch.equal(run(pipeline, num_frames=9), video)
+    video = generate(pipeline, num_frames=9)
+    assert torch.equal(generate(pipeline, num_frames=9), video)
     loaded = load_pipeline(str(folder))
     for module in ("transformer", "vae", "text_encoder"):
         before, after = (getattr(one, module).state_dict() for one in (pipeline, loaded))
         assert all(torch.equal(after[name], tensor) for name, tensor in before.items()), module
     # What is mapped from a file lies at other addresses, and sums come in another order: 2e-6 here.
-    assert torch.allclose(run(loaded, num_frames=9), video, atol=1e-4)
-    other = run(pipeline, num_frames=9, generator=torch.Generator().manual_seed(SEED + 1))
+    assert torch.allclose(generate(loaded, num_frames=9), video, atol=1e-4)
+    other = generate(pipeline, num_frames=9, generator=torch.Generator().manual_seed(SEED + 1))
     assert not torch.equal(other, video)
 
 
@@ -91,16 +91,16 @@ def test_the_statistics_of_the_data_act_around_the_transformer() -> None:
     options = {"num_frames": 9, "output_type": "latent", "num_inference_steps": 1}
     mean = torch.arange(16.0).view(8, 2) / 10
     std = torch.linspace(0.2, 2, 16).view(8, 2)
-    plain = run(pipeline, **options)
+    plain = generate(pipeline, **options)
     pipeline.transformer.set_latent_statistics(mean, std)
-    scaled = run(pipeline, **options)
+    scaled = generate(pipeline, **options)
     for frame in (0, 1):  # content, motion
         expected = plain[0, :, frame] * std[:, frame, None, None] + mean[:, frame, None, None]
         torch.testing.assert_close(scaled[0, :, frame], expected, atol=1e-4, rtol=1e-4)
     image = Image.new("RGB", (40, 32), (200, 30, 90))
     seen: list[torch.Tensor] = []
     hook = pipeline.transformer.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
-    given = run(pipeline, image=image, **options)
+    given = generate(pipeline, image=image, **options)
     hook.remove()
     pixels = torch.tensor([200, 30, 90]).view(1, 3, 1, 1, 1).expand(1, 3, 1, 32, 40) / 127.5 - 1
     with torch.no_grad():
@@ -112,11 +112,11 @@ def test_the_statistics_of_the_data_act_around_the_transformer() -> None:
 
 def test_the_prompts_count(pipeline: RegenTextToVideoPipeline) -> None:
     latents = {"num_frames": 9, "output_type": "latent"}
-    plain = run(pipeline, **latents)
-    assert not torch.equal(run(pipeline, "a blue box", **latents), plain)
-    assert not torch.equal(run(pipeline, negative_prompt="a blue box", **latents), plain)
-    unguided = run(pipeline, guidance_scale=1, **latents)
-    ignored = run(pipeline, guidance_scale=1, negative_prompt="a blue box", **latents)
+    plain = generate(pipeline, **latents)
+    assert not torch.equal(generate(pipeline, "a blue box", **latents), plain)
+    assert not torch.equal(generate(pipeline, negative_prompt="a blue box", **latents), plain)
+    unguided = generate(pipeline, guidance_scale=1, **latents)
+    ignored = generate(pipeline, guidance_scale=1, negative_prompt="a blue box", **latents)
     assert torch.equal(unguided, ignored) and not torch.equal(unguided, plain)
 
 
@@ -129,28 +129,28 @@ def test_guidance_is_that_of_the_formula(pipeline: RegenTextToVideoPipeline) -> 
         "num_inference_steps": 1,
         "output_type": "latent",
     }
-    with_text = run(pipeline, guidance_scale=1, **options)
-    without = run(pipeline, "", guidance_scale=1, **options)
-    guided = run(pipeline, guidance_scale=3.5, **options)
+    with_text = generate(pipeline, guidance_scale=1, **options)
+    without = generate(pipeline, "", guidance_scale=1, **options)
+    guided = generate(pipeline, guidance_scale=3.5, **options)
     torch.testing.assert_close(guided, without + 3.5 * (with_text - without), rtol=0, atol=1e-5)
 
 
 def test_a_batch_is_its_videos(pipeline: RegenTextToVideoPipeline) -> None:
     prompts = ["a red ball rolls left", "a box"]
     generators = [torch.Generator().manual_seed(seed) for seed in (SEED, SEED + 1)]
-    both = run(pipeline, prompts, num_frames=9, generator=generators, output_type="latent")
+    both = generate(pipeline, prompts, num_frames=9, generator=generators, output_type="latent")
     for index, prompt in enumerate(prompts):
         seed = torch.Generator().manual_seed(SEED + index)
-        alone = run(pipeline, prompt, num_frames=9, generator=seed, output_type="latent")
+        alone = generate(pipeline, prompt, num_frames=9, generator=seed, output_type="latent")
         torch.testing.assert_close(both[index], alone[0], rtol=0, atol=1e-4)
-    several = run(pipeline, num_frames=9, num_videos_per_prompt=2, output_type="latent")
+    several = generate(pipeline, num_frames=9, num_videos_per_prompt=2, output_type="latent")
     assert several.shape[0] == 2 and not torch.equal(several[0], several[1])
 
 
 def test_embeddings_instead_of_prompts(pipeline: RegenTextToVideoPipeline) -> None:
     embeds, mask = pipeline.encode_prompt("a red ball")
-    video = run(pipeline, None, prompt_embeds=embeds, prompt_attention_mask=mask, num_frames=9)
-    assert torch.equal(video, run(pipeline, num_frames=9))
+    video = generate(pipeline, None, prompt_embeds=embeds, prompt_attention_mask=mask, num_frames=9)
+    assert torch.equal(video, generate(pipeline, num_frames=9))
 
 
 def test_image_to_video(pipeline: RegenTextToVideoPipeline) -> None:
@@ -158,20 +158,20 @@ def test_image_to_video(pipeline: RegenTextToVideoPipeline) -> None:
     pixels = torch.from_numpy(picture).permute(2, 0, 1)[None, :, None] / 127.5 - 1
     content = pipeline.vae.encode(pixels).latents
     options = {"num_frames": 9, "output_type": "latent"}
-    latents = run(pipeline, image=picture, **options)
+    latents = generate(pipeline, image=picture, **options)
     torch.testing.assert_close(latents[:, :, :1], content)
-    assert torch.equal(run(pipeline, image=Image.fromarray(picture), **options), latents)
-    other = run(pipeline, image=255 - picture, **options)
+    assert torch.equal(generate(pipeline, image=Image.fromarray(picture), **options), latents)
+    other = generate(pipeline, image=255 - picture, **options)
     assert not torch.equal(other[:, :, 1], latents[:, :, 1])  # the motion goes by the image
-    assert run(pipeline, image=picture, num_frames=1).shape == (1, 1, 3, 32, 40)
+    assert generate(pipeline, image=picture, num_frames=1).shape == (1, 1, 3, 32, 40)
 
 
 def test_going_on_from_a_video(pipeline: RegenTextToVideoPipeline) -> None:
     video = np.random.default_rng(0).random((12, 32, 40, 3), dtype=np.float32)
-    after = run(pipeline, video=video, num_frames=10)
+    after = generate(pipeline, video=video, num_frames=10)
     assert after.shape == (1, 10, 3, 32, 40)
-    assert torch.equal(run(pipeline, video=video[-9:], num_frames=10), after)  # the last chunk
-    assert not torch.equal(run(pipeline, video=video[:9], num_frames=10), after)
+    assert torch.equal(generate(pipeline, video=video[-9:], num_frames=10), after)  # the last chunk
+    assert not torch.equal(generate(pipeline, video=video[:9], num_frames=10), after)
 
 
 def test_pictures_are_scaled_to_cover_and_cropped(pipeline: RegenTextToVideoPipeline) -> None:
@@ -179,7 +179,9 @@ def test_pictures_are_scaled_to_cover_and_cropped(pipeline: RegenTextToVideoPipe
     wide[:, 20:60] = 200
     plain = np.full((32, 40, 3), 200, dtype=np.uint8)
     options = {"num_frames": 1, "output_type": "latent"}
-    assert torch.equal(run(pipeline, image=wide, **options), run(pipeline, image=plain, **options))
+    assert torch.equal(
+        generate(pipeline, image=wide, **options), generate(pipeline, image=plain, **options)
+    )
 
 
 def test_callback_sees_and_changes_latents(pipeline: RegenTextToVideoPipeline) -> None:
@@ -190,7 +192,7 @@ def test_callback_sees_and_changes_latents(pipeline: RegenTextToVideoPipeline) -
         assert set(tensors) == {"latents"}
         return {"latents": torch.zeros_like(tensors["latents"])} if index == 2 else {}
 
-    latents = run(
+    latents = generate(
         pipeline,
         num_inference_steps=3,
         callback_on_step_end=callback,
@@ -204,7 +206,7 @@ def test_callback_sees_and_changes_latents(pipeline: RegenTextToVideoPipeline) -
 def test_a_callback_may_ask_for_what_is_not_there(pipeline: RegenTextToVideoPipeline) -> None:
     seen: list[set[str]] = []
     for guidance in (1, 2):
-        run(
+        generate(
             pipeline,
             num_frames=9,
             guidance_scale=guidance,
@@ -216,21 +218,13 @@ def test_a_callback_may_ask_for_what_is_not_there(pipeline: RegenTextToVideoPipe
 
 def test_one_negative_prompt_for_all(pipeline: RegenTextToVideoPipeline) -> None:
     options = {"num_frames": 9, "output_type": "latent", "prompt": ["a red ball", "a box"]}
-    one = run(pipeline, negative_prompt="blue", **options)
-    assert torch.equal(run(pipeline, negative_prompt=["blue"], **options), one)
-
-
-def test_statistics_are_taken_to_where_latents_are() -> None:
-    """Under offloading the transformer is elsewhere until it runs."""
-    pipeline = make_pipeline()
-    latents = torch.zeros(1, 8, 2, 4, 5, device="meta")
-    assert pipeline.transformer.normalize_latents(latents).device.type == "meta"
-    assert pipeline.transformer.denormalize_latents(latents).device.type == "meta"
+    one = generate(pipeline, negative_prompt="blue", **options)
+    assert torch.equal(generate(pipeline, negative_prompt=["blue"], **options), one)
 
 
 def test_other_schedulers(pipeline: RegenTextToVideoPipeline) -> None:
     options = {"num_inference_steps": 40, "num_frames": 9, "output_type": "latent"}
-    euler = run(pipeline, **options)
+    euler = generate(pipeline, **options)
     before = pipeline.scheduler
     try:
         for scheduler in (
@@ -238,7 +232,7 @@ def test_other_schedulers(pipeline: RegenTextToVideoPipeline) -> None:
             DPMSolverMultistepScheduler(use_flow_sigmas=True, prediction_type="flow_prediction"),
         ):
             pipeline.scheduler = scheduler
-            other = run(pipeline, **options)
+            other = generate(pipeline, **options)
             # The same equation, solved in other steps: 0.1 and 0.2 were measured.
             assert (other - euler).abs().max() < 0.5
         for wrong, words in (
@@ -248,16 +242,16 @@ def test_other_schedulers(pipeline: RegenTextToVideoPipeline) -> None:
         ):
             pipeline.scheduler = wrong
             with pytest.raises(ValueError, match=words):
-                run(pipeline)
+                generate(pipeline)
         pipeline.scheduler = DPMSolverMultistepScheduler(
             use_flow_sigmas=True,
             prediction_type="flow_prediction",
             algorithm_type="sde-dpmsolver++",
         )  # it draws noise
         few = options | {"num_inference_steps": 4}
-        assert torch.equal(run(pipeline, **few), run(pipeline, **few))
+        assert torch.equal(generate(pipeline, **few), generate(pipeline, **few))
         pipeline.scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0)
-        assert not torch.equal(run(pipeline, **options), euler)
+        assert not torch.equal(generate(pipeline, **options), euler)
     finally:
         pipeline.scheduler = before
 
@@ -304,7 +298,7 @@ def test_bad_requests_are_one_line(
     pipeline: RegenTextToVideoPipeline, options: dict[str, Any], words: str
 ) -> None:
     with pytest.raises(ValueError, match=words) as caught:
-        run(pipeline, **({"prompt": "a red ball"} | options))
+        generate(pipeline, **({"prompt": "a red ball"} | options))
     assert "\n" not in str(caught.value)
 
 
@@ -313,7 +307,7 @@ def test_a_pipeline_without_a_text_encoder(pipeline: RegenTextToVideoPipeline) -
         pipeline.vae, None, None, pipeline.transformer, pipeline.scheduler
     )
     with pytest.raises(ValueError, match="no text encoder: give prompt_embeds"):
-        run(bare)
+        generate(bare)
 
 
 def test_a_pipeline_that_an_older_version_saved(folder: Path, tmp_path: Path) -> None:
@@ -361,33 +355,22 @@ def test_generate_to_a_file(pipeline: RegenTextToVideoPipeline, tmp_path: Path) 
     np.testing.assert_array_equal(read_frames(output), frames)
 
 
-def command(monkeypatch: pytest.MonkeyPatch, *words: object) -> int:
-    monkeypatch.setattr("sys.argv", ["regen", "generate", *map(str, words)])
-    try:
-        main()
-    except SystemExit as error:
-        return int(error.code or 0)
-    return 0
-
-
-def test_command(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture
-) -> None:
+def test_command(folder: Path, tmp_path: Path, run: Run) -> None:
     source = tmp_path / "source.mkv"
     grey = [np.full((32, 48, 3), 20 * number, dtype=np.uint8) for number in range(9)]
     write_video(source, grey, Fraction(30))
     few = ("--model", folder, "--frames", 10, "--num-inference-steps", 2)
-    assert command(monkeypatch, "a red ball", tmp_path / "a.mkv", *few) == 0
-    assert "10 frames of 40 x 32" in capfd.readouterr().out
-    assert command(monkeypatch, "a red ball", tmp_path / "b.mkv", *few, "--seed", 0) == 0
+    status, out, _ = run("generate", "a red ball", tmp_path / "a.mkv", *few)
+    assert status == 0 and "10 frames of 40 x 32" in out
+    assert run("generate", "a red ball", tmp_path / "b.mkv", *few, "--seed", 0)[0] == 0
     videos = [read_frames(tmp_path / name) for name in ("a.mkv", "b.mkv")]
     np.testing.assert_array_equal(*videos)
     for option in ("--image", "--video"):
-        assert command(monkeypatch, "a", tmp_path / "c.mp4", *few, option, source) == 0
+        assert run("generate", "a", tmp_path / "c.mp4", *few, option, source)[0] == 0
     with open_video(tmp_path / "c.mp4") as reader:
         assert reader.info.frame_rate == 30 and reader.info.num_frames == 10
     before = source.read_bytes()
-    assert command(monkeypatch, "a", source, *few, "--video", source) == 1
+    assert run("generate", "a", source, *few, "--video", source)[0] == 1
     assert source.read_bytes() == before
 
 
@@ -412,7 +395,7 @@ def test_bad_commands_are_one_line_and_leave_nothing(
     folder: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    capfd: pytest.CaptureFixture,
+    run: Run,
     words: list[str],
     message: str,
 ) -> None:
@@ -420,7 +403,8 @@ def test_bad_commands_are_one_line_and_leave_nothing(
     model = [] if "--model" in words else ["--model", folder]
     if "no model" in words:
         words, model = words[:1], []
-    assert command(monkeypatch, "a ball", *words, *model) == 1
-    error = capfd.readouterr().err
-    assert error.startswith("regen: ") and error.count("\n") == 1 and message in error
+    status, _, error = run("generate", "a ball", *words, *model)
+    assert (
+        status == 1 and error.startswith("regen: ") and error.count("\n") == 1 and message in error
+    )
     assert list(tmp_path.iterdir()) == []

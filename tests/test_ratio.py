@@ -98,16 +98,6 @@ def test_a_latent_file_knows_its_ratio(small_model_folder: Path, tmp_path: Path)
     assert abs(written[0] - written[1]).max() <= 1
 
 
-def test_a_model_stands_at_its_ratio_after_a_file_of_another(
-    small_model_folder: Path, tmp_path: Path
-) -> None:
-    source = write_video(tmp_path / "in.mkv", moving_frames(4))
-    model = load_model(str(small_model_folder))
-    encode_file(load_model(f"{small_model_folder}@3"), source, tmp_path / "a.safetensors")
-    decode_file(model, read_latents(tmp_path / "a.safetensors"), tmp_path / "out.mkv")
-    assert model.temporal_compression_ratio == 8 and model.config.chunk_ratio is None
-
-
 def test_extended_chunks_are_at_their_own_times() -> None:
     """Chunk by chunk, with the frames before at another time, the first one is that of decode."""
     torch.manual_seed(0)

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import small_train
 import torch
+from conftest import Run
 from PIL import Image
 from test_training import moving_frames, write_data
 
-from regen.cli import main
 from regen.data.clips import prepare_clips
 from regen.loading import new_model
 from regen.model.autoencoder import AutoencoderREGEN
@@ -337,9 +337,6 @@ def test_time_and_memory_of_a_decoder() -> None:
     assert 0 < milliseconds < 60_000 and mebibytes >= 0
 
 
-def test_one_line_on_the_command_line(monkeypatch, capsys) -> None:
-    monkeypatch.setattr("sys.argv", ["regen", "reproduce", "table1"])
-    with pytest.raises(SystemExit) as stopped:
-        main()
-    assert stopped.value.code == 1
-    assert capsys.readouterr().err.startswith("regen: --data names what to train on")
+def test_one_line_on_the_command_line(run: Run) -> None:
+    status, _, said = run("reproduce", "table1")
+    assert status == 1 and said.startswith("regen: --data names what to train on")

@@ -1,7 +1,6 @@
 """Manifests and shards: the same items by any way give the same batches, shards are webdataset."""
 
 import csv
-import importlib.util
 import io
 import json
 import multiprocessing
@@ -19,10 +18,10 @@ import fsspec
 import numpy as np
 import pytest
 import torch
+from conftest import Run
 from PIL import Image
 from test_data import written_by_another
 
-from regen.cli import main
 from regen.data import locations, shard_writer
 from regen.data.batches import BatchConfig, TrainingBatches
 from regen.data.clips import prepare_clips
@@ -176,18 +175,6 @@ def test_a_plain_tar_reader_finds_samples(folder: Path, shards: Path) -> None:
         assert sample == {ending: (folder / row["file"]).read_bytes()}
         assert described["caption"] == row["caption"] and described["source"] == row["source"]
         assert described["name"] == row["file"] and described["num_frames"] in (1, 14)
-
-
-def test_webdataset_reads_them(folder: Path, shards: Path) -> None:
-    if importlib.util.find_spec("webdataset") is None:
-        pytest.skip("webdataset is not installed")
-    import webdataset
-
-    urls = sorted(str(path) for path in shards.glob("*.tar"))
-    samples = list(webdataset.WebDataset(urls, shardshuffle=False))
-    names = [json.loads(sample["json"])["name"] for sample in samples]
-    assert names == [row["file"] for row in rows_of(folder)]
-    assert all({"mp4", "mkv", "png"} & sample.keys() for sample in samples)
 
 
 def foreign_shard(path: Path, folder: Path) -> Path:
@@ -416,31 +403,20 @@ def test_bad_inputs_are_left_out_and_named(folder: Path, tmp_path: Path) -> None
     assert len(prepared.clips) == 10 and not prepared.skipped
 
 
-def run_main(monkeypatch: pytest.MonkeyPatch, *words: object) -> int:
-    monkeypatch.setattr(sys, "argv", ["regen", *map(str, words)])
-    try:
-        main()
-    except SystemExit as error:
-        return int(error.code or 0)
-    return 0
-
-
-def test_the_command(folder: Path, shards: Path, tmp_path: Path, monkeypatch, capsys) -> None:
+def test_the_command(folder: Path, tmp_path: Path, run: Run) -> None:
     manifest = write_manifest(tmp_path / "more.csv", [{"file": str(folder / "photo0.PNG")}])
     output = tmp_path / "out"
     words = ("shard", folder, manifest, output, "--num-workers", 1)
-    assert run_main(monkeypatch, *words) == 0
-    printed = capsys.readouterr().out
+    printed = run(*words)[1]
     assert "clips            8\n" in printed and "photos           3\n" in printed
-    assert run_main(monkeypatch, *words) == 0
-    assert "finished before  1" in capsys.readouterr().out
+    assert "finished before  1" in run(*words)[1]
     for bad in (
         ("shard", folder),
         (*words, "--max-shard-mb", 0),
         (*words, "--max-bad-fraction", 2),
     ):
-        assert run_main(monkeypatch, *bad) == 1
-        assert capsys.readouterr().err.count("\n") == 1
+        status, _, said = run(*bad)
+        assert status == 1 and said.count("\n") == 1
 
 
 def children_of(pid: int) -> set[int]:

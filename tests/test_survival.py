@@ -18,10 +18,10 @@ from subprocess import DEVNULL, PIPE
 import pytest
 import small_train
 import torch
+from conftest import Run
 from safetensors.torch import load_file
 from test_training import before_step, config_of
 
-from regen.cli import main
 from regen.training import checkpoint, loop
 from regen.training.config import TrainConfig
 from regen.training.embedder import train
@@ -94,14 +94,11 @@ def test_kill_9_at_any_moment(data: Path, tmp_path: Path) -> None:
 # --- a full disk, a dead process, a clip that is gone ---
 
 
-def fail_of(config: TrainConfig, monkeypatch: pytest.MonkeyPatch, capfd) -> str:
+def fail_of(config: TrainConfig, run: Run) -> str:
     """What `regen train` says when it fails: one line, exit status 1."""
-    monkeypatch.setattr(sys, "argv", ["regen", *small_train.arguments_of(config)])
-    with pytest.raises(SystemExit) as stopped:
-        main()
-    assert stopped.value.code == 1
-    lines = [line for line in capfd.readouterr().err.splitlines() if line.startswith("regen: ")]
-    assert len(lines) == 1
+    status, _, said = run(*small_train.arguments_of(config))
+    lines = [line for line in said.splitlines() if line.startswith("regen: ")]
+    assert status == 1 and len(lines) == 1
     return lines[0]
 
 
@@ -112,7 +109,7 @@ def goes_on_to_the_same(config: TrainConfig, data: Path, tmp_path: Path) -> None
     assert losses(config.output) == losses(undisturbed.output)
 
 
-def test_a_full_disk(data: Path, tmp_path: Path, monkeypatch, capfd) -> None:
+def test_a_full_disk(data: Path, tmp_path: Path, monkeypatch, run: Run) -> None:
     """No file may grow beyond 200 KB after the first checkpoint, which is larger."""
     config = config_of(data, tmp_path / "run", steps=5)
     before_step(
@@ -121,7 +118,7 @@ def test_a_full_disk(data: Path, tmp_path: Path, monkeypatch, capfd) -> None:
         lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, resource.RLIM_INFINITY)),
     )
     try:
-        said = fail_of(config, monkeypatch, capfd)
+        said = fail_of(config, run)
     finally:
         unlimited = (resource.RLIM_INFINITY, resource.RLIM_INFINITY)
         resource.setrlimit(resource.RLIMIT_FSIZE, unlimited)
@@ -132,7 +129,7 @@ def test_a_full_disk(data: Path, tmp_path: Path, monkeypatch, capfd) -> None:
 
 
 @pytest.mark.parametrize("place", ["checkpoint", "losses"])
-def test_no_space_left(data: Path, tmp_path: Path, monkeypatch, capfd, place: str) -> None:
+def test_no_space_left(data: Path, tmp_path: Path, monkeypatch, run: Run, place: str) -> None:
     config = config_of(data, tmp_path / "run", steps=4, checkpoint_every=1)
 
     def fill() -> None:
@@ -145,12 +142,12 @@ def test_no_space_left(data: Path, tmp_path: Path, monkeypatch, capfd, place: st
         monkeypatch.setattr(module, name, full)
 
     before_step(monkeypatch, 2, fill)
-    said = fail_of(config, monkeypatch, capfd)
+    said = fail_of(config, run)
     assert "No space left on device" in said and "intact" in said
     assert saved(config.output) == ["step_00000001.safetensors", "step_00000002.safetensors"]
 
 
-def test_a_dead_worker(data: Path, tmp_path: Path, monkeypatch, capfd) -> None:
+def test_a_dead_worker(data: Path, tmp_path: Path, monkeypatch, run: Run) -> None:
     config = config_of(data, tmp_path / "run", steps=6, num_workers=1)
 
     def kill() -> None:
@@ -160,7 +157,7 @@ def test_a_dead_worker(data: Path, tmp_path: Path, monkeypatch, capfd) -> None:
         worker.join()
 
     before_step(monkeypatch, 2, kill)
-    said = fail_of(config, monkeypatch, capfd)
+    said = fail_of(config, run)
     assert "a process that prepares batches died" in said and "resumes from the last" in said
     assert saved(config.output)[0] == "step_00000002.safetensors"
     goes_on_to_the_same(config, data, tmp_path)
@@ -168,7 +165,7 @@ def test_a_dead_worker(data: Path, tmp_path: Path, monkeypatch, capfd) -> None:
 
 @pytest.mark.parametrize("num_workers", [0, 1])
 def test_a_clip_that_vanished(
-    data: Path, tmp_path: Path, monkeypatch, capfd, num_workers: int
+    data: Path, tmp_path: Path, monkeypatch, run: Run, num_workers: int
 ) -> None:
     cache = shutil.copytree(data.parent / "cache", tmp_path / "cache")
     options = {"num_workers": num_workers, "cache": cache, "validate_every": 100}
@@ -179,7 +176,7 @@ def test_a_clip_that_vanished(
             path.unlink()
 
     before_step(monkeypatch, 2, remove)
-    said = fail_of(config, monkeypatch, capfd)
+    said = fail_of(config, run)
     assert "can no longer be read" in said and "No such file" in said
     assert "Traceback" not in said and "the same command decodes them again" in said
     assert saved(config.output)[0] == "step_00000002.safetensors"
