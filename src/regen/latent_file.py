@@ -23,6 +23,17 @@ from regen.files import Draft, draft
 StorageDtype = Literal["float32", "bfloat16", "int8"]
 FORMAT = "regen-latents-1"
 SUFFIX = ".safetensors"
+# Fields of `LatentVideo` that the metadata holds as text.
+TEXTS: dict[str, type[int] | type[Fraction] | type[str]] = {
+    "height": int,
+    "width": int,
+    "frame_rate": Fraction,
+    "time_base": Fraction,
+    "sample_aspect_ratio": Fraction,
+    "temporal_compression_ratio": int,
+    "spatial_compression_ratio": int,
+    "encoder_id": str,
+}
 MAX_TICKS_PER_S = 10**9  # finer times than nanoseconds are rounded to them
 
 
@@ -143,20 +154,8 @@ def _to_file(video: LatentVideo) -> tuple[dict[str, torch.Tensor], dict[str, str
         tensors["latents"], tensors["scale"] = quantize(video.latents)
     else:
         tensors["latents"] = video.latents.to(getattr(torch, video.storage)).contiguous()
-    metadata = {
-        "format": FORMAT,
-        "num_frames": str(video.num_frames),
-        "height": str(video.height),
-        "width": str(video.width),
-        "frame_rate": str(video.frame_rate),
-        "time_base": str(video.time_base),
-        "ticks_per_s": str(ticks),
-        "sample_aspect_ratio": str(video.sample_aspect_ratio),
-        "temporal_compression_ratio": str(video.temporal_compression_ratio),
-        "spatial_compression_ratio": str(video.spatial_compression_ratio),
-        "encoder_id": video.encoder_id,
-        "storage": video.storage,
-    }
+    metadata = {"format": FORMAT, "num_frames": str(video.num_frames), "ticks_per_s": str(ticks)}
+    metadata |= {name: str(getattr(video, name)) for name in ("storage", *TEXTS)}
     if video.end is not None:
         metadata["end"] = str(video.end)
     return tensors, metadata | {"checksum": _checksum(tensors, metadata)}
@@ -170,18 +169,11 @@ def _from_file(tensors: dict[str, torch.Tensor], metadata: dict[str, str]) -> La
     video = LatentVideo(
         latents=dequantize(values, tensors["scale"]) if storage == "int8" else values.float(),
         times=[Fraction(tick, ticks) for tick in tensors["times"].tolist()],
-        height=int(metadata["height"]),
-        width=int(metadata["width"]),
-        frame_rate=Fraction(metadata["frame_rate"]),
-        time_base=Fraction(metadata["time_base"]),
-        sample_aspect_ratio=Fraction(metadata["sample_aspect_ratio"]),
-        temporal_compression_ratio=int(metadata["temporal_compression_ratio"]),
-        spatial_compression_ratio=int(metadata["spatial_compression_ratio"]),
         latents_mean=tensors["latents_mean"],
         latents_std=tensors["latents_std"],
-        encoder_id=metadata["encoder_id"],
         storage=storage,  # type: ignore[arg-type]  # checked above
         end=Fraction(metadata["end"]) if "end" in metadata else None,
+        **{name: kind(metadata[name]) for name, kind in TEXTS.items()},  # type: ignore[arg-type]
     )
     if int(metadata["num_frames"]) != video.num_frames:
         raise ValueError(f"{video.num_frames} times for {metadata['num_frames']} frames")

@@ -17,6 +17,7 @@ import torch
 from regen.codec import encode_frames
 from regen.evaluation.metrics import psnr
 from regen.evaluation.protocols import media_in
+from regen.evaluation.report import DIGITS
 from regen.evaluation.sheets import time_slices
 from regen.evaluation.temporal import seam_ratio
 from regen.loading import Autoencoder, new_model
@@ -24,7 +25,6 @@ from regen.model.extension import decode_extended
 from regen.reproduction.config import Experiment, ReproduceConfig
 from regen.reproduction.cost import PEERS, decode_flops, measure_here
 from regen.reproduction.measuring import (
-    DIGITS,
     Measured,
     Record,
     check_clips,

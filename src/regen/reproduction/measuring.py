@@ -21,6 +21,7 @@ from regen.evaluation.frechet import frechet_distance
 from regen.evaluation.measure import features_of, measure
 from regen.evaluation.networks import Networks, load_networks, sha256_of
 from regen.evaluation.protocols import DAVIS_FRAMES, METRICS, absent_line, media_in
+from regen.evaluation.report import DIGITS
 from regen.evaluation.sheets import write_picture
 from regen.files import write_json
 from regen.loading import Autoencoder, find_device
@@ -32,7 +33,6 @@ from regen.video import VIDEO_SUFFIXES, read_prepared, video_to_frames
 NUM_PICTURED = 4  # clips
 EQUAL_TIME = 1.25  # largest ratio of two trainings' wall minutes that no note is made of
 RFVD_FRAMES = 16  # of a piece of a clip
-DIGITS = {"psnr": 2, "ssim": 4, "lpips_alex": 4, "lpips_vgg": 4, "rfvd": 2}
 
 Measured = dict[str, float]
 Record = dict[str, Any]  # numbers of a clip; "features" of its pieces

@@ -14,7 +14,7 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from itertools import accumulate
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, TypedDict, cast
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -173,18 +173,8 @@ class LatentDataset(Dataset[LatentClip]):
             tensors = {name: file.get_tensor(f"{row_index}.{name}") for name in names}
         except SafetensorError as error:
             raise ValueError(f"{self.folder}, shard {number}: damaged ({error})") from None
-        row = rows[row_index]
-        return LatentClip(
-            key=row["key"],
-            latents=stored_latents(tensors),
-            prompt_embeds=tensors["prompt_embeds"].float(),
-            caption=row["caption"],
-            source=row["source"],
-            num_frames=row["num_frames"],
-            height=row["height"],
-            width=row["width"],
-            frame_rate=row["frame_rate"],
-        )
+        latents, embeds = stored_latents(tensors), tensors["prompt_embeds"].float()
+        return cast(LatentClip, rows[row_index] | {"latents": latents, "prompt_embeds": embeds})
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_open": {}}  # open files stay in their process
