@@ -24,46 +24,42 @@ from regen.loading import load_strictly, loading
 DIFFUSION_DECODER = "LTX2VideoDiffusionDecoderModel"  # CLASS:FOLDER:FOLDER of the autoencoder
 
 
+Number = Callable[[Any], int]  # of the loaded model
+Taken = Callable[[Any, int], int]  # the smallest number that it takes, not below the given one
+
+
 @dataclass(frozen=True)
 class Rule:
-    """What a class takes: functions of the loaded model.
+    """What a class takes; `time` and `space` are its compression ratios.
 
-    `time` and `space` are its compression ratios; `frames`, `height` and `width` give the smallest
-    number it takes that is not below a given one.
+    r n + 1 frames (or r n), and multiples of the spatial ratio, but for what is given.
     """
 
-    time: Callable[[Any], int]
-    space: Callable[[Any], int]
-    frames: Callable[[Any, int], int]
-    height: Callable[[Any, int], int]
-    width: Callable[[Any, int], int]
+    time: Number
+    space: Number
+    has_first_frame: bool = True
+    frames: Taken | None = None
+    height: Taken | None = None
+    width: Taken | None = None
     needs_tiling: bool = False
+
+    def taken(self, model: Any, size: Size) -> Size:
+        """The smallest size that the model takes, not below `size`."""
+        frames, height, width = size
+        steps = (self.time(model), self.space(model), self.space(model))
+        return (
+            self.frames(model, frames)
+            if self.frames
+            else _up(frames, steps[0], int(self.has_first_frame)),
+            self.height(model, height) if self.height else _up(height, steps[1]),
+            self.width(model, width) if self.width else _up(width, steps[2]),
+        )
 
 
 def _up(number: int, step: int, first: int = 0) -> int:
     """The smallest of first, first + step, ... (but not 0) that is at least `number`."""
     number = max(number, first or step)
     return first + -(-(number - first) // step) * step
-
-
-def _rule(
-    time: Callable[[Any], int],
-    space: Callable[[Any], int],
-    has_first_frame: bool = True,
-    frames: Callable[[Any, int], int] | None = None,
-    height: Callable[[Any, int], int] | None = None,
-    width: Callable[[Any, int], int] | None = None,
-    needs_tiling: bool = False,
-) -> Rule:
-    """r n + 1 frames (or r n), and multiples of the spatial ratio, but for what is given."""
-
-    def default_frames(model: Any, number: int) -> int:
-        return _up(number, time(model), int(has_first_frame))
-
-    def side(model: Any, number: int) -> int:
-        return _up(number, space(model))
-
-    return Rule(time, space, frames or default_frames, height or side, width or side, needs_tiling)
 
 
 def _levels(model: Any) -> int:
@@ -78,11 +74,11 @@ def _space(model: Any) -> int:
     return int(model.spatial_compression_ratio)
 
 
-def _config(name: str) -> Callable[[Any], int]:
+def _config(name: str) -> Number:
     return lambda model: int(model.config[name])
 
 
-def _tiles(axis: int) -> Callable[[Any, int], int]:
+def _tiles(axis: int) -> Taken:
     """Allegro decodes whole tiles only: kernel, kernel + stride, ..."""
     return lambda model, number: _up(number, model.stride[axis], model.kernel[axis])
 
@@ -117,7 +113,7 @@ class DiffusionDecoded(torch.nn.Module):
         return self.vae.encode(video)
 
 
-def _neighbourhood(axis: int) -> Callable[[Any, int], int]:
+def _neighbourhood(axis: int) -> Taken:
     """LTX-2's diffusion decoder attends within windows that the latents have to hold."""
 
     def up(model: Any, number: int) -> int:
@@ -127,29 +123,29 @@ def _neighbourhood(axis: int) -> Callable[[Any, int], int]:
     return up
 
 
-_PER_RATIO = _rule(_time, _space)
+_PER_RATIO = Rule(_time, _space)
 _TIME = _config("temporal_compression_ratio")
 VIDEO_AUTOENCODERS: dict[str, Rule] = {
-    "AutoencoderKLAllegro": _rule(
+    "AutoencoderKLAllegro": Rule(
         _TIME, _space, True, _tiles(0), _tiles(1), _tiles(2), needs_tiling=True
     ),
-    "AutoencoderKLCogVideoX": _rule(_TIME, _levels),
-    "AutoencoderKLCosmos": _rule(_TIME, _config("spatial_compression_ratio")),
+    "AutoencoderKLCogVideoX": Rule(_TIME, _levels),
+    "AutoencoderKLCosmos": Rule(_TIME, _config("spatial_compression_ratio")),
     "AutoencoderKLHunyuanVideo": _PER_RATIO,
     "AutoencoderKLHunyuanVideo15": _PER_RATIO,
-    "AutoencoderKLKVAEVideo": _rule(
+    "AutoencoderKLKVAEVideo": Rule(
         _config("temporal_compress_times"), lambda model: 2 ** (len(model.config.ch_mult) - 1)
     ),
     "AutoencoderKLLTXVideo": _PER_RATIO,
-    "AutoencoderKLLTX2Video": _rule(_time, _space, height=_two_or_more, width=_two_or_more),
+    "AutoencoderKLLTX2Video": Rule(_time, _space, height=_two_or_more, width=_two_or_more),
     "AutoencoderKLMagvit": _PER_RATIO,
-    "AutoencoderKLMiniMaxH3": _rule(_time, _space, frames=_minimax_frames),
+    "AutoencoderKLMiniMaxH3": Rule(_time, _space, frames=_minimax_frames),
     "AutoencoderKLMochi": _PER_RATIO,
-    "AutoencoderKLQwenImage": _rule(lambda model: 4, _space),
-    "AutoencoderKLTemporalDecoder": _rule(lambda model: 1, _levels, has_first_frame=False),
-    "AutoencoderKLWan": _rule(_config("scale_factor_temporal"), _config("scale_factor_spatial")),
-    DIFFUSION_DECODER: _rule(_time, _space, height=_neighbourhood(1), width=_neighbourhood(2)),
-    "AutoencoderVidTok": _rule(
+    "AutoencoderKLQwenImage": Rule(lambda model: 4, _space),
+    "AutoencoderKLTemporalDecoder": Rule(lambda model: 1, _levels, has_first_frame=False),
+    "AutoencoderKLWan": Rule(_config("scale_factor_temporal"), _config("scale_factor_spatial")),
+    DIFFUSION_DECODER: Rule(_time, _space, height=_neighbourhood(1), width=_neighbourhood(2)),
+    "AutoencoderVidTok": Rule(
         _time, lambda model: int(2 ** len(model.encoder.spatial_ds)), frames=_vidtok_frames
     ),
 }
@@ -187,13 +183,9 @@ def diffusers_system(spec: str, device: str, dtype: torch.dtype) -> NeuralSystem
     is_pictures = class_name == "AutoencoderKLTemporalDecoder"
 
     def encode(video: torch.Tensor) -> torch.Tensor:
-        num_frames, height, width = video.shape[2:]
-        extra = (
-            rule.width(model, width) - width,
-            rule.height(model, height) - height,
-            rule.frames(model, num_frames) - num_frames,
-        )
-        padding = (0, extra[0], 0, extra[1], 0, extra[2])
+        size: Size = (video.shape[2], video.shape[3], video.shape[4])
+        extra = [more - here for more, here in zip(rule.taken(model, size), size, strict=True)]
+        padding = (0, extra[2], 0, extra[1], 0, extra[0])
         video = F.pad(video, padding, mode="replicate").to(dtype)
         if is_pictures:
             pictures = model.encode(rearrange(video, "b c t h w -> (b t) c h w")).latent_dist.mode()

@@ -4,14 +4,13 @@ An iteration is of images (content latents alone) or of videos, of one shape, th
 ranks, so that no process waits for another.
 """
 
-from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
 from typing import Any, TypedDict
 
 import numpy as np
 import torch
+from torch.utils.data import ConcatDataset
 
 from regen.chunking import ChunkGeometry
 from regen.t2v.cache.latent_shards import LatentClip, LatentDataset, read_description
@@ -21,7 +20,7 @@ KIND_STREAM = 2**31  # in place of a rank: images or videos is drawn for all ran
 TEXT_STEP = 8  # texts are filled up to a multiple: few lengths, few compilations
 
 
-class LatentClips:
+class LatentClips(ConcatDataset[LatentClip]):
     """All clips of some caches, by one index; of each `shapes` (n, h, w), `captions`, `sources`,
     and `num_chunks`: whole ones.
 
@@ -32,15 +31,16 @@ class LatentClips:
     """
 
     def __init__(self, folders: Sequence[str]) -> None:
-        self._datasets = [LatentDataset(folder) for folder in folders]
-        self.info = self._datasets[0].info
+        caches = [LatentDataset(folder) for folder in folders]
+        super().__init__(caches)
+        self.info = caches[0].info
         self.shapes: list[tuple[int, int, int]] = []
         self.num_chunks: list[int] = []
         self.captions: list[str] = []
         self.sources: list[str] = []
         geometry = ChunkGeometry(self.info["temporal_compression_ratio"])
         space = self.info["spatial_compression_ratio"]
-        for dataset in self._datasets:
+        for dataset in caches:
             for name in ("encoder_id", "temporal_compression_ratio", "text_encoder_id"):
                 if dataset.info[name] != self.info[name]:
                     raise ValueError(
@@ -53,13 +53,13 @@ class LatentClips:
                 self.num_chunks.append(row["num_frames"] // geometry.chunk_length)
                 self.captions.append(row["caption"])
                 self.sources.append(row["source"])
-        self._ends = list(accumulate(len(dataset) for dataset in self._datasets))
+        self._statistics = [dataset.info for dataset in caches]
 
     def moments(self) -> Moments:
         """Statistics of all latents, as the caches have them."""
         moments = Moments()
-        for dataset in self._datasets:
-            moments.merge(Moments.from_statistics(dataset.info))
+        for info in self._statistics:
+            moments.merge(Moments.from_statistics(info))
         return moments
 
     @staticmethod
@@ -70,14 +70,6 @@ class LatentClips:
                 path = dataset.folder / shard["file"]
                 raise ValueError(f"{path} is missing or damaged: run regen cache again")
             yield from description["clips"]
-
-    def __len__(self) -> int:
-        return self._ends[-1]
-
-    def __getitem__(self, index: int) -> LatentClip:
-        number = bisect_right(self._ends, index)
-        clip: LatentClip = self._datasets[number][index - (self._ends[number - 1] if number else 0)]
-        return clip
 
     def hold_out(self, num_sources: int, seed: int) -> tuple[list[int], list[int]]:
         """(training, validation) indices: whole sources are held out, one clip of each measured.
