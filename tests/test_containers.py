@@ -265,7 +265,7 @@ def test_what_cannot_be_read_is_one_line(tmp_path: Path) -> None:
         count_frames(tmp_path / "text.mp4")
     with pytest.raises(VideoError, match=f"frame 99 is asked for, {NUM_FRAMES} can be read"):
         read_frames_at(path, [99], 100)
-    whole = remux(encode(tmp_path / "b", "h264", STEADY), tmp_path / "b.mp4", movflags="faststart")
-    (tmp_path / "cut.mp4").write_bytes(whole.read_bytes()[:40])
+    whole = remux(encode(tmp_path / "b", "h264", STEADY), tmp_path / "b.mp4").read_bytes()
+    (tmp_path / "cut.mp4").write_bytes(whole[: len(whole) // 2])  # the index is at the end
     with pytest.raises(VideoError, match="cut short or damaged"):
         count_frames(tmp_path / "cut.mp4")
