@@ -175,7 +175,7 @@ def test_shorter_chunks_move_at_their_own_times(fallback: AutoencoderREGEN, rati
     expected = warp(video[:, :, 0], constant_field(shift, 96))
     middle = (..., slice(24, -24), slice(24, -24))
     assert (video - expected)[middle].abs().mean() < 0.02
-    assert (video - video[:, :, :1])[:, :, -1:][middle].abs().mean() > 0.1
+    assert (video - video[:, :, :1])[:, :, -1:][middle].abs().mean() > 0.08
 
 
 def test_under_autocast_only_the_networks_are_rounded(fallback: AutoencoderREGEN) -> None:
