@@ -104,7 +104,7 @@ class RegenTextToVideoPipeline(DiffusionPipeline):
         chunk, k + 1 frames, and only what follows is returned. Both are PIL, np `[..., H, W, 3]` or
         pt `[..., 3, H, W]` in [0, 1] (np also uint8), fitted to the size. `guidance_scale` 1: no
         guidance, half the cost. `latents`: the noise to start from, `[B, 8, n, h, w]`, without what
-        is given. `num_decoding_steps`: of the embedder's decoder. `callback_on_step_end(pipeline,
+        is given; `share_noise` of the transformer is not applied to it. `num_decoding_steps`: of the embedder's decoder. `callback_on_step_end(pipeline,
         step, timestep, tensors)` may return tensors to continue with; its latents are normalised by
         the transformer's statistics, those of `output_type="latent"` are the embedder's.
 
@@ -164,6 +164,7 @@ class RegenTextToVideoPipeline(DiffusionPipeline):
         device = self._execution_device
         if latents is None:
             latents = randn_tensor(shape, generator=generator, device=device, dtype=torch.float32)
+            latents = self.transformer.share_noise(latents, first=given.shape[2])
         elif not isinstance(latents, torch.Tensor):
             raise ValueError(f"latents are a tensor {list(shape)}, got {type(latents).__name__}")
         elif latents.shape != shape:
