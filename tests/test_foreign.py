@@ -7,6 +7,7 @@ import shutil
 import sys
 import tarfile
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -270,3 +271,17 @@ def test_leftovers_of_the_dead_go_and_those_of_the_living_stay(tmp_path: Path) -
         path.write_text("half")
         raise RuntimeError
     assert target.read_text() == "new" and not path.exists()
+
+
+def test_what_is_being_begun_is_no_leftover(tmp_path: Path) -> None:
+    """Several write the same file at once, as scratch copies of shards have one name."""
+
+    def write(_: int) -> None:
+        for _ in range(50):
+            with draft(tmp_path / "copy.png") as path:
+                path.write_text("x")
+                assert path.exists()
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(write, range(8)))
+    assert os.listdir(tmp_path) == ["copy.png"]

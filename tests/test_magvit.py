@@ -296,8 +296,8 @@ def test_in_context_latents_reach_the_video_and_positions_are_fixed() -> None:
     predict = lambda one: model.predict(noise, now, one, times)  # noqa: E731
     assert predict(latents).shape == noise.shape
     assert not torch.allclose(predict(latents), predict(latents + 1))
-    added = model.conditioning(latents, times)
-    assert torch.equal(added, model.conditioning(latents + 1, times))  # nothing of the latents
+    added = model.conditioning(latents, times)[0]
+    assert torch.equal(added, model.conditioning(latents + 1, times)[0])  # nothing of the latents
     assert len({tuple(row) for row in added.flatten(0, 3).tolist()}) == 2 * 4 * 4
     with pytest.raises(ValueError, match="conditioning_type is one of"):
         new_model("small_8x", conditioning_type="none")

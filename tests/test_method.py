@@ -93,7 +93,7 @@ def test_conditioning_is_equation_5(model: AutoencoderREGEN) -> None:
 def test_the_transformer_knows_the_diffusion_time(model: AutoencoderREGEN) -> None:
     """Asked of the network itself: what scales its input and output knows the time as well."""
     noisy, conditioning = torch.randn(1, 3, 2, 32, 32), torch.randn(1, 2, 4, 4, 32)
-    outputs = [model.dit(noisy, torch.tensor([t]), conditioning) for t in (0.1, 0.5, 0.9)]
+    outputs = [model.dit(noisy, torch.tensor([t]), conditioning)[0] for t in (0.1, 0.5, 0.9)]
     assert change(outputs[0], outputs[1]) > 0.05 and change(outputs[1], outputs[2]) > 0.05
 
 
@@ -103,7 +103,7 @@ def test_attention_joins_the_tokens_of_a_window(model: AutoencoderREGEN) -> None
     changed = conditioning.clone()
     changed[:, 0, 0, 0] = torch.randn(32)
     timestep = torch.ones(1)
-    before, after = (model.dit(noisy, timestep, one) for one in (conditioning, changed))
+    before, after = (model.dit(noisy, timestep, one)[0] for one in (conditioning, changed))
     assert change(before[:, :, 0, 24:, 24:], after[:, :, 0, 24:, 24:]) > 1e-3
     assert change(before[:, :, 1], after[:, :, 1]) > 1e-3
 

@@ -190,8 +190,8 @@ def test_decoder_has_no_position_of_its_own(window: int | None) -> None:
     model = build(attention_window=window, mlp_conv=False)
     latents, noise = torch.randn(1, 8, 2, 8, 8), torch.randn(1, 3, 2, 64, 64)
     times, timestep = torch.tensor([[0.0, 4.0]]), torch.ones(1)
-    here = model.dit(noise, timestep, model.conditioning(latents, times))
-    moved = model.dit(
+    here, _ = model.dit(noise, timestep, model.conditioning(latents, times))
+    moved, _ = model.dit(
         noise.roll((32, 32), (3, 4)),
         timestep,
         model.conditioning(latents.roll((4, 4), (3, 4)), times),
@@ -211,8 +211,8 @@ def test_depthwise_convolution_tells_left_from_right() -> None:
         for module in model.modules():
             if hasattr(module, "conv") and module.conv is not None:
                 torch.nn.init.normal_(module.conv.weight, std=0.3)
-        straight = model.dit(noise, timestep, model.conditioning(latents, times))
-        mirrored = model.dit(noise, timestep, model.conditioning(latents.flip(-1), times))
+        straight, _ = model.dit(noise, timestep, model.conditioning(latents, times))
+        mirrored, _ = model.dit(noise, timestep, model.conditioning(latents.flip(-1), times))
         tokens, mirrored_tokens = (x.unfold(4, 8, 8).unfold(3, 8, 8) for x in (straight, mirrored))
         assert torch.allclose(tokens, mirrored_tokens.flip(4), atol=1e-5) is (not conv)
 

@@ -21,6 +21,8 @@ class Draft:
     Raises OSError where it cannot be made; PermissionError for a target that is read-only.
     """
 
+    _lock = -1
+
     def __init__(self, target: Path, is_folder: bool = False) -> None:
         if target.is_file() and not os.access(target, os.W_OK):
             raise PermissionError(13, "the file is read-only")
@@ -28,12 +30,25 @@ class Draft:
             raise IsADirectoryError(21, "is a folder")
         remove_leftovers(target)
         self.target = target
-        name = f".{target.stem}.{uuid.uuid4().hex[:8]}.part{target.suffix}"
-        self.path = target.with_name(name)
+        while not self._begin(is_folder):
+            pass
+
+    def _begin(self, is_folder: bool) -> bool:
+        """Whether `path` is there and locked, and not taken for a leftover before it was."""
+        name = f".{self.target.stem}.{uuid.uuid4().hex[:8]}.part{self.target.suffix}"
+        self.path = self.target.with_name(name)
         self.path.mkdir() if is_folder else self.path.touch()
-        self._lock = os.open(self.path, os.O_RDONLY)
-        with suppress(OSError):  # a file system without locks
+        try:
+            self._lock = os.open(self.path, os.O_RDONLY)
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            is_there = os.path.samestat(os.fstat(self._lock), self.path.stat())
+        except (BlockingIOError, FileNotFoundError):
+            is_there = False
+        except OSError:  # a file system without locks, where nothing is taken for a leftover
+            is_there = True
+        if not is_there:
+            self._unlock()
+        return is_there
 
     def finish(self) -> None:
         """Put it in place of `target`, also of an empty folder."""

@@ -3,6 +3,8 @@ apart."""
 
 import torch
 
+from regen.offloading import within_hooks
+
 
 class LatentStatistics:
     """Mixin of a model with the buffers `latents_mean`, `latents_std` `[C, 2]` (content, motion).
@@ -11,14 +13,30 @@ class LatentStatistics:
     are float32.
     """
 
-    latents_mean: torch.Tensor
-    latents_std: torch.Tensor
+    _buffers: dict[str, torch.Tensor]
 
+    def add_latent_statistics(self, num_channels: int) -> None:
+        """Mean 0 and standard deviation 1 for now."""
+        # Buffers by hand: diffusers takes an attribute from the configuration first, where
+        # AutoencoderREGEN has entries of these names for code of other autoencoders.
+        self._buffers["latents_mean"] = torch.zeros(num_channels, 2)
+        self._buffers["latents_std"] = torch.ones(num_channels, 2)
+
+    @property
+    def latents_mean(self) -> torch.Tensor:
+        return self._buffers["latents_mean"]
+
+    @property
+    def latents_std(self) -> torch.Tensor:
+        return self._buffers["latents_std"]
+
+    @within_hooks
     def normalize_latents(self, latents: torch.Tensor) -> torch.Tensor:
         """Latents as they come -> about zero mean and unit standard deviation."""
         mean, std = self._statistics(latents)
         return (latents.float() - mean) / std
 
+    @within_hooks
     def denormalize_latents(self, latents: torch.Tensor) -> torch.Tensor:
         """Back from `normalize_latents`."""
         mean, std = self._statistics(latents)

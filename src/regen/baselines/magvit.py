@@ -12,7 +12,6 @@ import torch.nn.functional as F
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.autoencoders.vae import AutoencoderMixin, DecoderOutput
 from diffusers.models.modeling_utils import ModelMixin
-from diffusers.utils.accelerate_utils import apply_forward_hook
 from einops import rearrange
 from torch import nn
 from torch.utils.checkpoint import checkpoint
@@ -34,6 +33,7 @@ from regen.model.encoder import (
     ResidualBlock,
     check_strides,
 )
+from regen.offloading import within_hooks
 
 LOG_VARIANCE_RANGE = (-30.0, 20.0)
 
@@ -212,7 +212,7 @@ class AutoencoderMAGVITv2(ModelMixin, AutoencoderMixin, ConfigMixin):
 
         return decode_chunk
 
-    @apply_forward_hook
+    @within_hooks
     def encode(
         self, video: torch.Tensor, return_dict: bool = True
     ) -> REGENEncoderOutput | tuple[torch.Tensor]:
@@ -226,7 +226,7 @@ class AutoencoderMAGVITv2(ModelMixin, AutoencoderMixin, ConfigMixin):
         )
         return REGENEncoderOutput(latents=latents) if return_dict else (latents,)
 
-    @apply_forward_hook
+    @within_hooks
     def decode(
         self,
         latents: torch.Tensor,

@@ -14,10 +14,13 @@ from dataclasses import dataclass
 
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
-from diffusers.models.autoencoders.vae import AutoencoderMixin, DecoderOutput
+from diffusers.models.autoencoders.vae import (
+    AutoencoderMixin,
+    DecoderOutput,
+    DiagonalGaussianDistribution,
+)
 from diffusers.models.modeling_utils import ModelMixin
 from diffusers.utils import BaseOutput
-from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import nn
 
 from regen.chunking import (
@@ -39,6 +42,7 @@ from regen.model.encoder import REGENEncoder, check_strides
 from regen.model.motion import MOTION_CHANNELS
 from regen.model.moving_content import NUM_SOURCES, encode_moving
 from regen.model.patches import LinearCodec
+from regen.offloading import within_hooks
 
 PIXEL_STD = 0.5  # of pixels about grey
 CONDITIONING_TYPES = ("content_aware", "in_context")
@@ -49,6 +53,12 @@ class REGENEncoderOutput(BaseOutput):
     """`latents`: `[B, 8, n, h, w]`, normalised."""
 
     latents: torch.Tensor
+
+    @property
+    def latent_dist(self) -> DiagonalGaussianDistribution:
+        """What code written for other autoencoders asks for; its variance is zero."""
+        parameters = torch.cat([self.latents, torch.zeros_like(self.latents)], dim=1)
+        return DiagonalGaussianDistribution(parameters, deterministic=True)
 
 
 class AutoencoderREGEN(ModelMixin, AutoencoderMixin, ConfigMixin, LatentStatistics):
@@ -66,12 +76,21 @@ class AutoencoderREGEN(ModelMixin, AutoencoderMixin, ConfigMixin, LatentStatisti
     frame comes from. The decoder draws frame 0 from z_c and its linear picture, and every other
     frame from frame 0 as it has moved there, z_c, z_m and the time. False is the paper's method.
 
+    `scaling_factor`, `latents_mean`, `latents_std`: what code written for other video autoencoders
+    applies to latents. `encode` normalises and `decode` undoes it, so these change nothing: 1, and
+    zeros and ones for each channel.
+
     Raises ValueError for a configuration that cannot work.
     """
 
     _supports_gradient_checkpointing = True
     _no_split_modules = ["DiTBlock", "ResidualBlock"]
     _repeated_blocks = ["DiTBlock"]
+    _group_offload_block_modules = ["encoder", "dit"]
+    _skip_layerwise_casting_patterns = [
+        "patch_embed", "norm", "linear", "conditioning", "conv_in", "conv_out", "time_embed",
+        "modulation", r"^dit\.proj_",
+    ]  # fmt: skip
 
     @register_to_config
     def __init__(
@@ -98,6 +117,9 @@ class AutoencoderREGEN(ModelMixin, AutoencoderMixin, ConfigMixin, LatentStatisti
         prediction_type: str = "sample",
         conditioning_type: str = "content_aware",
         chunk_ratio: int | None = None,
+        scaling_factor: float = 1.0,
+        latents_mean: Sequence[float] | None = None,
+        latents_std: Sequence[float] | None = None,
     ) -> None:
         super().__init__()
         _check_choice("conditioning_type", conditioning_type, CONDITIONING_TYPES)
@@ -114,6 +136,10 @@ class AutoencoderREGEN(ModelMixin, AutoencoderMixin, ConfigMixin, LatentStatisti
             )
         check_strides(
             encoder_strides, encoder_patch_size, temporal_compression_ratio, encoder_time_patch_size
+        )
+        self.register_to_config(
+            latents_mean=latents_mean or [0.0] * latent_channels,
+            latents_std=latents_std or [1.0] * latent_channels,
         )
         self.spatial_compression_ratio = PATCH
         self.set_chunk_ratio(chunk_ratio)
@@ -158,8 +184,7 @@ class AutoencoderREGEN(ModelMixin, AutoencoderMixin, ConfigMixin, LatentStatisti
         self.image_motion_latents = nn.Parameter(torch.zeros(latent_channels))
         # Choice: latents are normalised by mean and standard deviation per channel, content and
         # motion apart. Their scales differ, and a generative model on them wants unit variance.
-        self.register_buffer("latents_mean", torch.zeros(latent_channels, 2))
-        self.register_buffer("latents_std", torch.ones(latent_channels, 2))
+        self.add_latent_statistics(latent_channels)
 
     def set_chunk_ratio(self, ratio: int | None) -> None:
         """Compress `ratio` times in time where nothing else is asked for; None: k, as trained.
@@ -221,15 +246,15 @@ class AutoencoderREGEN(ModelMixin, AutoencoderMixin, ConfigMixin, LatentStatisti
         """
         conditioning, context = self.conditioning(latents, self.stretched(frame_times, ratio)), None
         if isinstance(self.conditioning, InContextConditioning):
-            context = self.conditioning.tokens(latents)
+            conditioning, context = conditioning
         if self.config.prediction_type != "sample":
-            return self.dit(noisy_video.to(self.dtype), timestep, conditioning, context)
+            return self.dit(noisy_video.to(self.dtype), timestep, conditioning, context)[0]
         # Choice: a preconditioned x-prediction. The network sees x_t times its posterior gain (0
         # at t = 1: noise as strong as the conditioning is what it would have to learn to ignore),
         # and adds to the posterior mean of a Gaussian: about grey.
         gain, scale = precondition(timestep, PIXEL_STD)
         mean = gain * noisy_video.float()
-        output = self.dit(mean.to(self.dtype), timestep, conditioning, context)
+        output = self.dit(mean.to(self.dtype), timestep, conditioning, context)[0]
         return mean + scale * output.float()
 
     def stretched(self, frame_times: torch.Tensor, ratio: int | None) -> torch.Tensor:
@@ -251,7 +276,7 @@ class AutoencoderREGEN(ModelMixin, AutoencoderMixin, ConfigMixin, LatentStatisti
         """Decodes chunks of one video in turn; see `ChunkDecoder.decode`."""
         return ChunkDecoder(self, num_inference_steps, generator, ratio).decode
 
-    @apply_forward_hook
+    @within_hooks
     def encode(
         self, video: torch.Tensor, return_dict: bool = True, ratio: int | None = None
     ) -> REGENEncoderOutput | tuple[torch.Tensor]:
@@ -267,7 +292,7 @@ class AutoencoderREGEN(ModelMixin, AutoencoderMixin, ConfigMixin, LatentStatisti
         latents = self.normalize_latents(raw)
         return REGENEncoderOutput(latents=latents) if return_dict else (latents,)
 
-    @apply_forward_hook
+    @within_hooks
     def decode(
         self,
         latents: torch.Tensor,

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
+from diffusers.models.modeling_utils import get_parameter_dtype
 from torch import nn
 
 
@@ -46,7 +47,7 @@ class ModulatedSIREN(nn.Module):
     def forward(self, frame_times: torch.Tensor, motion_latents: torch.Tensor) -> torch.Tensor:
         """`frame_times` `[B, F]` in frames, z_m `[B, h, w, 8]` -> `[B, F, h, w, width]`."""
         with torch.autocast(frame_times.device.type, enabled=False):
-            weight_dtype = next(self.parameters()).dtype
+            weight_dtype = get_parameter_dtype(self)
             motion = motion_latents.to(weight_dtype)[:, None]  # [B, 1, h, w, 8]
             hidden_states = (frame_times.float() / self.ratio).to(weight_dtype)[
                 :, :, None, None, None
@@ -103,17 +104,19 @@ class InContextConditioning(nn.Module):
         self.proj = nn.Linear(latent_channels, dim)
         self.kind = nn.Parameter(0.02 * torch.randn(2, dim))
 
-    def forward(self, latents: torch.Tensor, frame_times: torch.Tensor) -> torch.Tensor:
-        """What is added to the tokens of the video at `frame_times` `[B, F]`: `[B, F, h, w, D]`."""
-        positions = sine_cosine(frame_times, latents.shape[3:], self.dim)
-        return positions.to(self.proj.weight.dtype)
+    def forward(
+        self, latents: torch.Tensor, frame_times: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Raw latents `[B, 8, 2, h, w]`, `frame_times` `[B, F]` in frames -> two tensors.
 
-    def tokens(self, latents: torch.Tensor) -> torch.Tensor:
-        """Raw latents `[B, 8, 2, h, w]` -> tokens before those of the video, `[B, 2, h, w, D]`."""
+        What is added to the tokens of the video, `[B, F, h, w, D]`, and the tokens of the latents,
+        which come before those, `[B, 2, h, w, D]`.
+        """
+        dtype, size = get_parameter_dtype(self), latents.shape[3:]
         times = torch.tensor([[0.0, self.ratio]], device=latents.device)
-        positions = sine_cosine(times, latents.shape[3:], self.dim).to(self.proj.weight.dtype)
-        tokens = self.proj(latents.permute(0, 2, 3, 4, 1).to(positions.dtype))
-        return tokens + self.kind[:, None, None] + positions
+        tokens = self.proj(latents.permute(0, 2, 3, 4, 1).to(dtype))
+        tokens = tokens + self.kind[:, None, None] + sine_cosine(times, size, self.dim).to(dtype)
+        return sine_cosine(frame_times, size, self.dim).to(dtype), tokens
 
 
 def sine_cosine(frame_times: torch.Tensor, size: Sequence[int], dim: int) -> torch.Tensor:

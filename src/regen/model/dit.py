@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from diffusers.models.attention import AttentionModuleMixin
 from diffusers.models.attention_dispatch import dispatch_attention_fn
+from diffusers.models.modeling_utils import get_parameter_dtype
 from einops import rearrange
 from torch import nn
 from torch.utils.checkpoint import checkpoint
@@ -252,25 +253,18 @@ class REGENDiT(nn.Module):
         timestep: torch.Tensor,
         conditioning: torch.Tensor,
         context: torch.Tensor | None = None,
-    ) -> torch.Tensor:
-        """`context` `[B, n, h, w, D]`: tokens that go with those of the video (Tab. 3)."""
-        return self.with_spread(noisy_video, timestep, conditioning, context)[0]
-
-    def with_spread(
-        self,
-        noisy_video: torch.Tensor,
-        timestep: torch.Tensor,
-        conditioning: torch.Tensor,
-        context: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """What `forward` gives, and one number for each patch `[B, F, h, w]`, where framewise."""
+        """The prediction and, where framewise, one number for each patch `[B, F, h, w]`.
+
+        `context` `[B, n, h, w, D]`: tokens that go with those of the video (Tab. 3).
+        """
         patches = rearrange(noisy_video, "b c f (h p) (w q) -> b f h w (c p q)", p=PATCH, q=PATCH)
         hidden_states = self.patch_embed(patches) + conditioning  # [B, F, h, w, D]
         hidden_states = hidden_states.to(conditioning.dtype)
         num_frames = hidden_states.shape[1]
         if context is not None:
             hidden_states = torch.cat([context.to(hidden_states.dtype), hidden_states], dim=1)
-        temb = timestep_embedding(timestep, 256).to(self.patch_embed.weight.dtype)
+        temb = timestep_embedding(timestep, 256).to(get_parameter_dtype(self))
         if self.proj_spread is not None:
             # Choice: where pictures are drafted at t = 1 alone, that timestep is not embedded.
             # What the draft learns then serves all timesteps; they learn how they differ from it.

@@ -113,7 +113,7 @@ def _draft(
     conditioning = conditioning.to(model.dtype)
     at_noise = torch.ones(len(prior), device=prior.device)
     inputs = torch.cat([torch.zeros_like(prior), prior, reference], dim=1)
-    output, spread = model.dit.with_spread(inputs.to(model.dtype), at_noise, conditioning)
+    output, spread = model.dit(inputs.to(model.dtype), at_noise, conditioning)
     assert spread is not None
     bounded = LOG_SPREAD_RANGE * torch.tanh(spread.float() / LOG_SPREAD_RANGE)
     mean = prior + PRIOR_STD * output.float()
@@ -136,7 +136,7 @@ def predict_detail(
     # up after 400 iterations (docs/log.md).
     gain, _ = precondition(timestep, 1.0)
     inputs = torch.cat([gain * noisy_detail.float(), draft.prior, draft.reference], dim=1)
-    output = model.dit(inputs.to(model.dtype), timestep, draft.conditioning)
+    output, _ = model.dit(inputs.to(model.dtype), timestep, draft.conditioning)
     picture = draft.prior + PRIOR_STD * output.float()
     return (picture - draft.mean) / draft.spread()
 

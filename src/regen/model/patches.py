@@ -23,6 +23,14 @@ def in_float32(tensor: torch.Tensor) -> torch.autocast:
     return torch.autocast(tensor.device.type, enabled=False)
 
 
+class Float32Conv2d(nn.Conv2d):
+    """A convolution in float32, whatever the model's dtype."""
+
+    def forward(self, planes: torch.Tensor) -> torch.Tensor:
+        assert self.bias is not None
+        return F.conv2d(planes.float(), self.weight.float(), self.bias.float())
+
+
 class LinearCodec(nn.Module):
     """A frame -> `num_channels` whitened principal components of each patch -> the frame again.
 
@@ -36,22 +44,16 @@ class LinearCodec(nn.Module):
 
     def __init__(self, num_channels: int) -> None:
         super().__init__()
-        self.analysis = nn.Conv2d(PATCH_VALUES, num_channels, 1)
-        self.synthesis = nn.Conv2d(num_channels, PATCH_VALUES, 1)
+        self.analysis = Float32Conv2d(PATCH_VALUES, num_channels, 1)
+        self.synthesis = Float32Conv2d(num_channels, PATCH_VALUES, 1)
 
     def encode(self, frame: torch.Tensor) -> torch.Tensor:
         """`[B, 3, H, W]` in [-1, 1] -> `[B, num_channels, H/8, W/8]`, about unit variance."""
         with in_float32(frame):
-            return _convolve(self.analysis, to_patches(frame.float()[:, :, None]))
+            return self.analysis(to_patches(frame[:, :, None]))
 
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
         """`[B, num_channels, h, w]` -> `[B, 3, 8 h, 8 w]`."""
         with in_float32(latents):
-            patches = _convolve(self.synthesis, latents.float())
+            patches = self.synthesis(latents)
         return rearrange(patches, "b (c p q) h w -> b c (h p) (w q)", p=PATCH, q=PATCH)
-
-
-def _convolve(conv: nn.Conv2d, planes: torch.Tensor) -> torch.Tensor:
-    """`conv` in float32, whatever the model's dtype."""
-    assert conv.bias is not None
-    return F.conv2d(planes, conv.weight.float(), conv.bias.float())

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from diffusers.loaders import CogVideoXLoraLoaderMixin
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from diffusers.schedulers import FlowMatchEulerDiscreteScheduler
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
@@ -46,7 +47,7 @@ class RegenPipelineOutput(BaseOutput):
     frames: Any
 
 
-class RegenTextToVideoPipeline(DiffusionPipeline):
+class RegenTextToVideoPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
     """Text to video, also from a first image, also continuing a video.
 
     `text_encoder` and `tokenizer`: any that transformers has; without them the pipeline takes
@@ -75,6 +76,11 @@ class RegenTextToVideoPipeline(DiffusionPipeline):
             scheduler=scheduler,
         )
         self.video_processor = VideoProcessor(vae_scale_factor=vae.spatial_compression_ratio)
+
+    @classmethod
+    def lora_state_dict(cls, source: Any, **kwargs: Any) -> Any:
+        """diffusers' own, of safetensors only."""
+        return super().lora_state_dict(source, **(kwargs | {"use_safetensors": True}))
 
     @torch.no_grad()
     def __call__(

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.loaders import PeftAdapterMixin
 from diffusers.models.attention import AttentionModuleMixin
 from diffusers.models.modeling_outputs import Transformer2DModelOutput
 from diffusers.models.modeling_utils import ModelMixin
@@ -170,7 +171,7 @@ def _norm(states: torch.Tensor) -> torch.Tensor:
     return F.layer_norm(states, states.shape[-1:], eps=1e-6)
 
 
-class RegenTransformer3DModel(ModelMixin, ConfigMixin, LatentStatistics):
+class RegenTransformer3DModel(ModelMixin, ConfigMixin, PeftAdapterMixin, LatentStatistics):
     """The MMDiT of Sec. 4.2 as a diffusers model.
 
     `num_layers` blocks of `num_attention_heads` x `attention_head_dim` on patches of `patch_size` x
@@ -186,6 +187,7 @@ class RegenTransformer3DModel(ModelMixin, ConfigMixin, LatentStatistics):
     _supports_gradient_checkpointing = True
     _no_split_modules = ["JointTransformerBlock"]
     _repeated_blocks = ["JointTransformerBlock"]
+    _skip_layerwise_casting_patterns = ["_embed", "norm", "modulation"]
 
     @register_to_config
     def __init__(
@@ -230,10 +232,13 @@ class RegenTransformer3DModel(ModelMixin, ConfigMixin, LatentStatistics):
         # Choice: the text-to-video model normalises latents by the statistics of its own data.
         # Those of the embedder are of other clips: where little moves, motion latents have a
         # quarter of their standard deviation, and would drown in the noise.
-        self.register_buffer("latents_mean", torch.zeros(in_channels, 2))
-        self.register_buffer("latents_std", torch.ones(in_channels, 2))
+        self.add_latent_statistics(in_channels)
         self.gradient_checkpointing = False
         self._init_weights()
+
+    def load_lora_adapter(self, source: Any, prefix: str | None = "transformer", **kw: Any) -> Any:
+        """diffusers' own, of safetensors only."""
+        return super().load_lora_adapter(source, prefix, **(kw | {"use_safetensors": True}))
 
     def set_latent_statistics(self, mean: torch.Tensor, std: torch.Tensor) -> None:
         """Mean and standard deviation `[8, 2]` (content, motion) of the latents to be learned, as
@@ -291,9 +296,8 @@ class RegenTransformer3DModel(ModelMixin, ConfigMixin, LatentStatistics):
         # that the embedder makes can be generated.
         padded = F.pad(hidden_states, (0, -width % patch, 0, -height % patch))
         rows, columns = padded.shape[-2] // patch, padded.shape[-1] // patch
-        dtype = self.patch_embed.weight.dtype
         patches = rearrange(
-            padded.to(dtype), "b c n (h p) (w q) -> b n (h w) (c p q)", p=patch, q=patch
+            padded.to(self.dtype), "b c n (h p) (w q) -> b n (h w) (c p q)", p=patch, q=patch
         )
         tokens = self.patch_embed(patches)  # [B, n, h w, D]
         context, pooled = self._embed_text(encoder_hidden_states, encoder_attention_mask)
@@ -327,8 +331,7 @@ class RegenTransformer3DModel(ModelMixin, ConfigMixin, LatentStatistics):
         # Choice: the mean of a text's embeddings goes with the timestep into the modulation. SD3
         # takes CLIP's pooled vector there; other encoders have none.
         mean = (normed * weight).sum(1) / weight.sum(1).clamp_min(1)
-        dtype = self.context_embed.weight.dtype
-        return self.context_embed(normed.to(dtype)), self.pooled_embed(mean.to(dtype))
+        return self.context_embed(normed.to(self.dtype)), self.pooled_embed(mean.to(self.dtype))
 
     def _embed_timestep(
         self, timestep: torch.Tensor, pooled: torch.Tensor, num_frames: int

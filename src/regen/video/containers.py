@@ -178,7 +178,7 @@ class ContainerFrames:
 
     def _decoded(self) -> Iterator[tuple[Any, Fraction | None]]:
         decoder = decoder_of(self.stream)
-        decoder.thread_type = "AUTO"
+        decoder.thread_type = "FRAME"  # slices of damaged MPEG-2 race: not the same frame each time
         size, num_packets, cut = None, 0, False
         try:
             for packet in self._packets():
