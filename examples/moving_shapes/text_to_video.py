@@ -3,9 +3,14 @@
     python examples/moving_shapes/text_to_video.py runs/t2v
 
 Draws pictures and clips of the generated world, encodes both with `shapes_32x`, trains on pictures,
-then on clips and pictures together. OUTPUT/videos/model is the pipeline.
+then on clips and pictures together. OUTPUT/videos/model is the pipeline, OUTPUT/shapes_t2v what of
+it the package carries: the rest comes with the package, or with that of the text encoder.
 """
 
+import csv
+import json
+import re
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -29,6 +34,22 @@ class Options:
     picture_steps: int = 4_000
     steps: int = 6_000
     """Of clips and pictures together."""
+
+
+def keep_transformer(pipeline: Path, latents: Path, manifest: Path, folder: Path) -> None:
+    """The transformer of `pipeline`, what goes beside it, and the words of its captions."""
+    for name in ("transformer", "scheduler"):
+        shutil.copytree(pipeline / name, folder / name, dirs_exist_ok=True)
+    info = json.loads((latents / "dataset.json").read_text())
+    with manifest.open(newline="") as file:
+        captions = " ".join(row["caption"].lower() for row in csv.DictReader(file))
+    made_of = {
+        "embedder": info["model"],
+        "encoder_id": info["encoder_id"],
+        "text_encoder_id": info["text_encoder_id"],
+        "words": sorted(set(re.findall(r"[^\W\d_]+", captions))),
+    }
+    (folder / "made_of.json").write_text(json.dumps(made_of) + "\n")
 
 
 def main(options: Options) -> None:
@@ -70,6 +91,12 @@ def main(options: Options) -> None:
         **common,
     )
     train_generator(videos)
+    keep_transformer(
+        videos.output / "model",
+        Path(latents["clips"]),
+        output / "clips" / "manifest.csv",
+        output / "shapes_t2v",
+    )
 
 
 if __name__ == "__main__":
