@@ -236,4 +236,4 @@ def test_draws_of_the_objective(store: ChunkStore) -> None:
     # 300 draws: standard deviations of 3 %; four of them.
     assert abs(is_one_step.float().mean() - 0.4) < 0.11 and abs(without / 300 - 0.35) < 0.11
     rest = torch.cat([one for one in times if one is not None])
-    assert rest.min() > 0 and rest.max() < 0.91 and 0.35 < rest.median() < 0.55
+    assert rest.min() > 0.04 and rest.max() < 0.85 and 0.5 < rest.median() < 0.7

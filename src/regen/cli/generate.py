@@ -15,7 +15,7 @@ from regen.t2v.config import Request
 class Generate(Request):
     """Generate a video from a text, also from its first picture, also continuing a video.
 
-    Example: regen generate "a red ball rolls left" out.mp4 --model runs/t2v/model --frames 132
+    Example: regen generate "a red ball rolls left" out.mp4
     """
 
     prompt: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="PROMPT")] = tyro.MISSING
@@ -24,19 +24,15 @@ class Generate(Request):
     """How many frames; default: as many as the model was trained on."""
     output: OutPath = tyro.MISSING
     """.mp4, .webm, lossless .mkv, .png of one frame; without a suffix: a folder of PNGs."""
-    model: str | None = None
-    """Folder OUTPUT/model of regen train-generator, or a hub id (owner/name); none is embedded."""
+    model: str = "shapes_t2v"
+    """shapes_t2v, which is embedded and knows a small generated world; the folder OUTPUT/model of
+    regen train-generator; or a hub id (owner/name)."""
     device: str = "auto"
     """auto takes a GPU where there is one; or cpu, cuda, cuda:1, mps."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Precision of the model; bfloat16 is faster on GPUs and recent CPUs."""
 
     def run(self) -> None:
-        if self.model is None:
-            raise ValueError(
-                "no text-to-video model comes with regen: give --model, a folder OUTPUT/model of "
-                "regen train-generator (docs/text_to_video.md) or a hub id"
-            )
         numbers = ("num_inference_steps", "height", "width")
         check_numbers(self.seed, frames=self.num_frames, **{n: getattr(self, n) for n in numbers})
         import time
@@ -45,9 +41,15 @@ class Generate(Request):
         from tqdm import tqdm
 
         from regen.t2v.generation import check_generate, generate_file
-        from regen.t2v.pipeline import load_pipeline
+        from regen.t2v.pipeline import load_pipeline, unknown_words
 
         check_generate(self, self.output)
+        if unknown := unknown_words(self.model, self.prompt):
+            print(
+                f"regen: {self.model} has not learned {', '.join(unknown)}: it knows balls, "
+                "squares, triangles and crosses in six colours that move",
+                file=sys.stderr,
+            )
         from regen.loading import find_device
 
         device = find_device(self.device)

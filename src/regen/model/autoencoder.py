@@ -174,8 +174,9 @@ class AutoencoderREGEN(ModelMixin, AutoencoderMixin, ConfigMixin, LatentStatisti
         if moving_content:
             self.linear = LinearCodec(latent_channels)
             self.sources = nn.Parameter(torch.zeros(NUM_SOURCES, dim))
-            with torch.no_grad():  # one step learns nothing of x_t: it begins unseen
+            with torch.no_grad():  # one step learns nothing of x_t and t: they begin unseen
                 self.dit.patch_embed.weight[:, : 3 * PATCH**2] = 0
+                self.dit.time_embed[0].weight.zero_()  # type: ignore[operator]
             nn.init.zeros_(self.encoder.conv_out.weight)
             nn.init.zeros_(self.encoder.conv_out.bias)  # type: ignore[arg-type]
             nn.init.normal_(self.encoder.conv_out.weight[MOTION_CHANNELS:], std=0.002)

@@ -23,9 +23,9 @@ from regen.model.moving_content import (
 if TYPE_CHECKING:
     from regen.model.autoencoder import AutoencoderREGEN
 
-# Choice: after the one-step picture the other steps decode what it leaves open, from t = 0.9 on. At
-# t = 1 nothing is known of it and its mean is 0: a step from there would do nothing.
-DETAIL_START = 0.9
+# Choice: after the one-step picture the other steps draw what it leaves open, from here on, where
+# noise is three times as strong. Before, nothing is known of it and its mean is 0.
+DETAIL_START = 0.76
 
 
 class ChunkDecoder:

@@ -265,6 +265,10 @@ class REGENDiT(nn.Module):
         if context is not None:
             hidden_states = torch.cat([context.to(hidden_states.dtype), hidden_states], dim=1)
         temb = timestep_embedding(timestep, 256).to(get_parameter_dtype(self))
+        if self.proj_spread is not None:
+            # Choice: where pictures are drafted at t = 1 alone, that timestep is not embedded.
+            # What the draft learns then serves all timesteps; they learn how they differ from it.
+            temb = temb * (timestep < 1)[:, None]
         temb = F.silu(self.time_embed(temb))  # [B, D]
         modulation = temb if self.shared_modulation is None else self.shared_modulation(temb)
         for block in self.blocks:

@@ -64,12 +64,14 @@ def encode_moving(
 class Draft:
     """One pass of the network: the mean of what frames can be, and how far they may be from it.
 
-    `mean`, `reference` `[B, 3, F, 8 h, 8 w]`; `log_spread` `[B, F, h, w]`, of the standard
-    deviation in each patch; `conditioning` `[B, F, h, w, D]`.
+    `mean` `[B, 3, F, 8 h, 8 w]`, of the same shape `prior` and `reference`, which it was drawn
+    from; `log_spread` `[B, F, h, w]`, of the standard deviation in each patch; `conditioning`
+    `[B, F, h, w, D]`.
     """
 
     mean: torch.Tensor
     log_spread: torch.Tensor
+    prior: torch.Tensor
     reference: torch.Tensor
     conditioning: torch.Tensor
 
@@ -115,7 +117,7 @@ def _draft(
     assert spread is not None
     bounded = LOG_SPREAD_RANGE * torch.tanh(spread.float() / LOG_SPREAD_RANGE)
     mean = prior + PRIOR_STD * output.float()
-    return Draft(mean, TYPICAL_LOG_SPREAD + bounded, reference, conditioning)
+    return Draft(mean, TYPICAL_LOG_SPREAD + bounded, prior, reference, conditioning)
 
 
 def predict_detail(
@@ -127,13 +129,16 @@ def predict_detail(
     """
     # Choice: noise and the posterior gain are scaled by what is open at each patch, which the
     # network says itself. Noise of one strength hides what is open in one patch and is lost in
-    # another. What the network gives is the detail itself: added to the posterior mean of a
-    # Gaussian, as in `predict`, it takes noise along that it learns late to remove.
+    # another.
+    # Choice: below t = 1 too the network draws the picture about its prior; the detail is that less
+    # the draft. It begins where one step ends (what it draws is the draft: detail 0). Asked for the
+    # detail itself, or for a change of the posterior mean, it began with noise, and had not caught
+    # up after 400 iterations (docs/log.md).
     gain, _ = precondition(timestep, 1.0)
-    inputs = torch.cat(
-        [gain * noisy_detail.float(), draft.mean.clamp(-1, 1), draft.reference], dim=1
-    )
-    return model.dit(inputs.to(model.dtype), timestep, draft.conditioning)[0].float()
+    inputs = torch.cat([gain * noisy_detail.float(), draft.prior, draft.reference], dim=1)
+    output, _ = model.dit(inputs.to(model.dtype), timestep, draft.conditioning)
+    picture = draft.prior + PRIOR_STD * output.float()
+    return (picture - draft.mean) / draft.spread()
 
 
 def move_content(

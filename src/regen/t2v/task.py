@@ -62,7 +62,7 @@ class GeneratorObjective(nn.Module):
         """A `LatentBatch` with noise and timesteps."""
         names = ("latents", "num_conditioning", "prompt_embeds", "prompt_mask")
         inputs = {name: batch[name] for name in names}
-        noise = torch.randn(inputs["latents"].shape, generator=generator)
+        noise = self.model.share_noise(torch.randn(batch["latents"].shape, generator=generator))
         config = self.config
         timestep = draw_generator_timesteps(
             len(noise), config.logit_mean, config.logit_std, config.timestep_shift, generator
@@ -151,6 +151,7 @@ class GeneratorTask:
             for name, one in kinds.items():
                 every = one.expand(len(VALIDATION_TIMESTEPS), *one.shape)
                 noise = torch.randn(every.shape, generator=generator)
+                noise = self.objective.model.share_noise(noise)
                 inputs = {
                     "latents": every,
                     "noise": noise,

@@ -178,7 +178,8 @@ class RegenTransformer3DModel(ModelMixin, ConfigMixin, PeftAdapterMixin, LatentS
     `patch_size` latent positions. `joint_attention_dim`: width of the text embeddings.
     `axes_dims_rope`: a head's channels that tell chunk, kind (content or motion), row and column.
     `sample_height`, `sample_width` (in latents) and `sample_frames` (of the video): what it was
-    trained on, and what a pipeline makes if nobody says otherwise.
+    trained on, and what a pipeline makes if nobody says otherwise. `shared_noise`: see
+    `share_noise`.
 
     Raises ValueError for a configuration that cannot work.
     """
@@ -203,6 +204,7 @@ class RegenTransformer3DModel(ModelMixin, ConfigMixin, PeftAdapterMixin, LatentS
         sample_height: int = 24,
         sample_width: int = 40,
         sample_frames: int = 132,
+        shared_noise: float = 0.0,
     ) -> None:
         super().__init__()
         is_even = all(dim > 0 and dim % 2 == 0 for dim in axes_dims_rope)
@@ -256,6 +258,22 @@ class RegenTransformer3DModel(ModelMixin, ConfigMixin, PeftAdapterMixin, LatentS
         for module in zeros:
             nn.init.zeros_(module.weight)
             nn.init.zeros_(module.bias)
+
+    def share_noise(self, noise: torch.Tensor, first: int = 0) -> torch.Tensor:
+        """`noise` `[B, 8, n, h, w]` of latent frames `first` and on, as this model knows it.
+
+        Content latents have `shared_noise` of their variance in common with the first of them.
+        """
+        # Choice: content latents share noise, as frames do in PYoCo (Ge et al., 2023). Content
+        # hardly changes from chunk to chunk: like noise makes like objects.
+        part, content = self.config.shared_noise, slice(first % 2, None, 2)
+        if not part or noise[:, :, content].shape[2] < 2:
+            return noise
+        shared, own = noise[:, :, content][:, :, :1], noise[:, :, content][:, :, 1:]
+        mixed = part**0.5 * shared + (1 - part) ** 0.5 * own
+        noise = noise.clone()
+        noise[:, :, content] = torch.cat([shared, mixed], dim=2)
+        return noise
 
     def forward(
         self,

@@ -128,9 +128,7 @@ class ChunkStore:
         times = torch.cat([torch.arange(1, length), stored["times"][1:]])
         chance = np.full(len(times), 1.0)
         chance[length - 1 :] = EXTRA_WEIGHT * (length - 1) / (NUM_EXTRAS - 1)
-        wanted = np.sort(
-            rng.choice(len(times), num_targets, replace=False, p=chance / chance.sum())
-        )
+        wanted = rng.choice(len(times), num_targets, replace=False, p=chance / chance.sum())
         positions = np.concatenate(
             [np.arange(1, length), np.arange(length + 1, length + NUM_EXTRAS)]
         )

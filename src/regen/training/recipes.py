@@ -58,14 +58,27 @@ RECIPES: dict[str, Options] = {f"paper_{ratio}x": _paper(ratio) for ratio in VID
 STAGES: dict[str, dict[str, Options]] = {
     "natural": {
         "pictures": _natural(learning_rate=1.5e-3, steps=6000, image_fraction=1.0),
-        "video": _natural(learning_rate=1.2e-3, steps=16_000, image_fraction=0.25),
+        "video": _natural(
+            learning_rate=1.2e-3, steps=7500, cooldown_fraction=0.0, image_fraction=0.25
+        ),
+        # For the eye: LPIPS beside the squared error, and the steps below t = 1.
+        "steps": _natural(
+            learning_rate=8e-4,
+            steps=3000,
+            cooldown_fraction=0.8,
+            ema_decay=0.997,
+            image_fraction=0.3,
+            noise_only_fraction=0.4,
+            perceptual_weight=2.0,
+        ),
     },
     "shapes": {
         "world": {
             "preset": "shapes_32x",
             "optimizer": "muon",
             "learning_rate": 2e-3,
-            "steps": 12_000,
+            "steps": 7500,
+            "cooldown_fraction": 0.106,
             "crop": 64,
             "video_batch_size": 12,
             "image_batch_size": 48,
