@@ -10,8 +10,9 @@ import shutil
 import socket
 import subprocess
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import small_train
@@ -29,26 +30,6 @@ from regen.training.embedder import train
 
 pytestmark = pytest.mark.usefixtures("small_runs")
 NUM_STEPS = 4
-
-
-@dataclass(frozen=True)
-class Runs:
-    """The same run by one process, two with DDP, two with FSDP2; and on from one to two.
-
-    And a model of moving content, which trains from a store of chunks, and the baseline, with its
-    discriminator, each by one and by two with DDP.
-    """
-
-    one: TrainConfig
-    ddp: TrainConfig
-    sharded: TrainConfig
-    resumed: TrainConfig
-    one_bf16: TrainConfig
-    sharded_bf16: TrainConfig
-    moving: TrainConfig
-    moving_ddp: TrainConfig
-    baseline: TrainConfig
-    baseline_ddp: TrainConfig
 
 
 def launch_two(commands: list[list[str]], folder: Path) -> list[str]:
@@ -82,7 +63,12 @@ def launch_two(commands: list[list[str]], folder: Path) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
+def runs(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
+    """The same run by one process, two with DDP, two with FSDP2; and on from one to two.
+
+    And a model of moving content, which trains from a store of chunks, and the baseline, with its
+    discriminator, each by one and by two with DDP.
+    """
     folder = tmp_path_factory.mktemp("parallel")
     write_data(folder / "data")
     prepare_clips([folder / "data"], folder / "cache")
@@ -92,7 +78,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
         return config_of(folder / "data", folder / name, **options)
 
     moving = {"preset": "natural_test", "chunks": 5, "optimizer": "muon"}
-    made = Runs(
+    made = SimpleNamespace(
         one=config("one", gradient_accumulation_steps=2),
         ddp=config("ddp"),
         sharded=config("sharded", shard=True),
@@ -158,7 +144,7 @@ def furthest(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> fl
 
 
 @pytest.mark.parametrize("kind", ["ddp", "sharded", "resumed"])
-def test_two_processes_are_one_of_two_batches(runs: Runs, kind: str) -> None:
+def test_two_processes_are_one_of_two_batches(runs: SimpleNamespace, kind: str) -> None:
     """Losses, weights, averages, moments, what was measured, and the model."""
     other = getattr(runs, kind)
     assert torch.allclose(losses(runs.one), losses(other), rtol=1e-5, atol=0)
@@ -179,7 +165,7 @@ def test_two_processes_are_one_of_two_batches(runs: Runs, kind: str) -> None:
         assert torch.allclose(tensor, again, rtol=2**-7, atol=1e-4), name  # rounded to bfloat16
 
 
-def test_a_sharded_checkpoint_goes_on_in_one_process(runs: Runs, tmp_path: Path) -> None:
+def test_a_sharded_checkpoint_goes_on_in_one_process(runs: SimpleNamespace, tmp_path: Path) -> None:
     output = shutil.copytree(runs.sharded.output, tmp_path / "run")
     shutil.rmtree(output / "checkpoints" / "step_00000004")
     alone = replace(runs.sharded, output=output, shard=False, gradient_accumulation_steps=2)
@@ -188,7 +174,7 @@ def test_a_sharded_checkpoint_goes_on_in_one_process(runs: Runs, tmp_path: Path)
     assert_close(state(runs.one), state(alone))
 
 
-def test_each_process_writes_its_part(runs: Runs) -> None:
+def test_each_process_writes_its_part(runs: SimpleNamespace) -> None:
     folder = runs.sharded.output / "checkpoints" / "step_00000004"
     sizes = {path.name: path.stat().st_size for path in folder.iterdir()}
     assert set(sizes) == {"rank_00000.safetensors", "rank_00001.safetensors"}
@@ -197,7 +183,9 @@ def test_each_process_writes_its_part(runs: Runs) -> None:
     assert not list(folder.parent.glob(".*"))
 
 
-def test_a_part_that_is_missing_or_cut_short_is_damage(runs: Runs, tmp_path: Path) -> None:
+def test_a_part_that_is_missing_or_cut_short_is_damage(
+    runs: SimpleNamespace, tmp_path: Path
+) -> None:
     for harm in (lambda path: path.unlink(), lambda path: path.write_bytes(b"short")):
         folder = tmp_path / "checkpoints"
         shutil.copytree(runs.sharded.output / "checkpoints", folder)
@@ -208,14 +196,14 @@ def test_a_part_that_is_missing_or_cut_short_is_damage(runs: Runs, tmp_path: Pat
         shutil.rmtree(folder)
 
 
-def test_bfloat16_sharded(runs: Runs) -> None:
+def test_bfloat16_sharded(runs: SimpleNamespace) -> None:
     """Blocks are gathered in bfloat16: as near as that type is (8 bits; measured: 2e-7)."""
     one, other = losses(runs.one_bf16), losses(runs.sharded_bf16)
     assert torch.allclose(one, other, rtol=1e-3, atol=0)
     assert furthest(state(runs.one_bf16), state(runs.sharded_bf16)) < 1e-3
 
 
-def test_moving_content_and_its_store(runs: Runs) -> None:
+def test_moving_content_and_its_store(runs: SimpleNamespace) -> None:
     """Both processes start from one linear codec and read the chunks that one of them made."""
     assert torch.allclose(losses(runs.moving), losses(runs.moving_ddp), rtol=1e-4, atol=0)
     assert furthest(state(runs.moving), state(runs.moving_ddp)) < 1e-3
@@ -228,7 +216,7 @@ def test_moving_content_and_its_store(runs: Runs) -> None:
         assert one == other and any(one)
 
 
-def test_the_baseline_and_its_discriminator(runs: Runs) -> None:
+def test_the_baseline_and_its_discriminator(runs: SimpleNamespace) -> None:
     """All but LeCAM's running means, which are of the main process' batches."""
     assert torch.allclose(losses(runs.baseline), losses(runs.baseline_ddp), rtol=1e-5, atol=0)
     one, other = state(runs.baseline), state(runs.baseline_ddp)
@@ -239,7 +227,7 @@ def test_the_baseline_and_its_discriminator(runs: Runs) -> None:
     assert furthest(state(runs.baseline, step=2), state(runs.baseline)) > 1e-3
 
 
-def test_another_number_of_batches_does_not_go_on(runs: Runs) -> None:
+def test_another_number_of_batches_does_not_go_on(runs: SimpleNamespace) -> None:
     with pytest.raises(ValueError, match="2 batches per iteration, now it is 1"):
         train(replace(runs.one, gradient_accumulation_steps=1))
     path = runs.ddp.output / "config.json"
@@ -248,7 +236,7 @@ def test_another_number_of_batches_does_not_go_on(runs: Runs) -> None:
         check_run_config(path, replace(runs.ddp, gradient_accumulation_steps=3), num_processes=2)
 
 
-def test_launches_that_cannot_work(runs: Runs, tmp_path: Path, monkeypatch) -> None:
+def test_launches_that_cannot_work(runs: SimpleNamespace, tmp_path: Path, monkeypatch) -> None:
     config = replace(runs.one, output=tmp_path / "run")
     with pytest.raises(ValueError, match="--shard takes several processes"):
         train(replace(config, shard=True))
@@ -256,7 +244,7 @@ def test_launches_that_cannot_work(runs: Runs, tmp_path: Path, monkeypatch) -> N
         train(replace(config, shard=True, compile=True))
 
 
-def test_gradient_checkpointing_changes_nothing(runs: Runs, tmp_path: Path) -> None:
+def test_gradient_checkpointing_changes_nothing(runs: SimpleNamespace, tmp_path: Path) -> None:
     """Bit for bit: the same numbers are computed, some twice."""
     config = replace(runs.one, output=tmp_path / "run", gradient_checkpointing=True)
     train(config)
@@ -265,7 +253,7 @@ def test_gradient_checkpointing_changes_nothing(runs: Runs, tmp_path: Path) -> N
     assert all(torch.equal(one[name], other[name]) for name in other)
 
 
-def test_blocks_are_compiled(runs: Runs, tmp_path: Path, monkeypatch) -> None:
+def test_blocks_are_compiled(runs: SimpleNamespace, tmp_path: Path, monkeypatch) -> None:
     """Only that they are: compiling takes a minute here."""
     from regen.model.dit import DiTBlock
 

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import fsspec
 import numpy as np
+import psutil
 import pytest
 import torch
 from conftest import Run
@@ -419,27 +420,13 @@ def test_the_command(folder: Path, tmp_path: Path, run: Run) -> None:
         assert status == 1 and said.count("\n") == 1
 
 
-def children_of(pid: int) -> set[int]:
-    children = set()
-    for path in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            fields = path.read_text().rpartition(")")[2].split()
-        except OSError:
-            continue
-        if int(fields[1]) == pid:
-            children.add(int(path.parent.name))
-    return children
-
-
-def is_running(pid: int) -> bool:
+def is_running(process: psutil.Process) -> bool:
     try:
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except OSError:
+        return process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
         return False
-    return state != "Z"
 
 
-@pytest.mark.skipif(not Path("/proc").is_dir(), reason="needs /proc")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_a_stop_ends_the_worker_processes(tmp_path: Path, number: signal.Signals) -> None:
     data = tmp_path / "data"
@@ -453,11 +440,11 @@ def test_a_stop_ends_the_worker_processes(tmp_path: Path, number: signal.Signals
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
         env=os.environ | {"PYTHONPATH": str(ROOT / "src")},
     )  # fmt: skip
-    workers: set[int] = set()
+    workers: list[psutil.Process] = []
     limit = time.monotonic() + 60
     while len(workers) < 2 and time.monotonic() < limit and process.poll() is None:
         time.sleep(0.05)
-        workers = children_of(process.pid)
+        workers = psutil.Process(process.pid).children()
     assert len(workers) == 2, process.stderr and process.stderr.read()
     time.sleep(0.3)
     # Ctrl-C reaches all processes of the terminal, the others one alone.

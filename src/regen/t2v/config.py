@@ -1,6 +1,7 @@
 """The options of `regen train-generator` and `regen generate`: frozen dataclasses, also their
 `--help`."""
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -65,14 +66,11 @@ class GeneratorConfig(RunConfig):
             names = ", ".join(GENERATOR_PRESETS)
             raise ValueError(f"--preset is one of {names}, got {self.preset!r}")
         counts = ("image_batch_size", "video_batch_size", "num_chunks", "patch_size")
-        for name in (*counts, "num_inference_steps"):
-            self._check_range(name, 1, float("inf"))
-        for name in ("image_steps", "validation_sources", "guidance_scale"):
-            self._check_range(name, 0, float("inf"))
-        for name in ("image_fraction", "caption_dropout", "conditioning_fraction"):
-            self._check_range(name, 0, 1)
+        self._check_range(1, math.inf, *counts, "num_inference_steps")
+        self._check_range(0, math.inf, "image_steps", "validation_sources", "guidance_scale")
+        self._check_range(0, 1, "image_fraction", "caption_dropout", "conditioning_fraction")
         for name in ("logit_std", "timestep_shift"):
-            if not 0 < getattr(self, name) < float("inf"):
+            if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(
                     f"--{name.replace('_', '-')} is a positive number, got {getattr(self, name)}"
                 )

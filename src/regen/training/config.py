@@ -1,6 +1,7 @@
 """`regen train`'s options: a frozen dataclass, which is also its `--help`; its base: any run's."""
 
 import json
+import math
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
@@ -85,13 +86,12 @@ class RunConfig:
         if not self.data:
             raise ValueError("--data takes at least one folder")
         periods = ("validate_every", "checkpoint_every", "keep_last", "gradient_accumulation_steps")
-        for name in ("steps", *periods):
-            self._check_range(name, 1, float("inf"))
-        for name in ("warmup_steps", "num_workers", "seed", "keep_every", "weight_decay"):
-            self._check_range(name, 0, float("inf"))
-        for name in ("cooldown_fraction", "ema_decay"):
-            self._check_range(name, 0, 1)
-        if not 0 < self.learning_rate < float("inf"):
+        self._check_range(1, math.inf, "steps", *periods)
+        self._check_range(
+            0, math.inf, "warmup_steps", "num_workers", "seed", "keep_every", "weight_decay"
+        )
+        self._check_range(0, 1, "cooldown_fraction", "ema_decay")
+        if not 0 < self.learning_rate < math.inf:
             raise ValueError(f"--learning-rate is a positive number, got {self.learning_rate}")
         if self.seed >= 2**63:
             raise ValueError(f"--seed has 63 bits at most, got {self.seed}")
@@ -103,11 +103,12 @@ class RunConfig:
         if self.compile and self.shard:
             raise ValueError("--compile is of one process' model: with --shard, --compile-blocks")
 
-    def _check_range(self, name: str, low: float, high: float) -> None:
-        value = getattr(self, name)
-        if not low <= value <= high:
-            expected = f"at least {low:g}" if high == float("inf") else f"from {low:g} to {high:g}"
-            raise ValueError(f"--{name.replace('_', '-')} is {expected}, got {value}")
+    def _check_range(self, low: float, high: float, *names: str) -> None:
+        expected = f"at least {low:g}" if high == math.inf else f"from {low:g} to {high:g}"
+        for name in names:
+            value = getattr(self, name)
+            if not low <= value <= high:
+                raise ValueError(f"--{name.replace('_', '-')} is {expected}, got {value}")
 
 
 @dataclass(frozen=True)
@@ -199,13 +200,14 @@ class TrainConfig(RunConfig):
         super().check()
         for folder in self.data:  # a run's sheets are pictures
             check_outside("--output", self.output, folder)
-        for name in ("chunks", "video_batch_size", "image_batch_size", "num_targets"):
-            self._check_range(name, 1, float("inf"))
+        self._check_range(
+            1, math.inf, "chunks", "video_batch_size", "image_batch_size", "num_targets"
+        )
         counts = ("validation_sources", "validation_clips", "latent_noise", "perceptual_weight")
-        for name in counts:
-            self._check_range(name, 0, float("inf"))
-        for name in ("image_fraction", "other_tasks", "noise_only_fraction", "max_bad_fraction"):
-            self._check_range(name, 0, 1)
+        self._check_range(0, math.inf, *counts)
+        self._check_range(
+            0, 1, "image_fraction", "other_tasks", "noise_only_fraction", "max_bad_fraction"
+        )
         if self.train_only == "decoder" and self.init is None:
             raise ValueError("--train-only decoder keeps the encoder of --init MODEL: give one")
 
