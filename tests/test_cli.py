@@ -373,7 +373,15 @@ def test_interrupt_in_process(
 
     monkeypatch.setattr(codec.StreamDecoder, "push", interrupted)
     before = contents(place)
-    assert run(*command.split(), "--model", small_model_folder) == (status, "", f"regen: {word}\n")
+    # As from a terminal: `nohup` and background jobs have them ignored.
+    handlers = {signal.SIGINT: signal.default_int_handler, signal.SIGHUP: signal.SIG_DFL}
+    kept = {one: signal.signal(one, handler) for one, handler in handlers.items()}
+    try:
+        done = run(*command.split(), "--model", small_model_folder)
+    finally:
+        for one, handler in kept.items():
+            signal.signal(one, handler)
+    assert done == (status, "", f"regen: {word}\n")
     assert contents(place) == before
 
 

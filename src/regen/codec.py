@@ -122,7 +122,7 @@ class Report:
 
 def _resize(pixels: np.ndarray, short_side: int | None) -> np.ndarray:
     """`[H, W, 3]` to the size that `resized` says; bicubic, antialiased."""
-    size = resized(*pixels.shape[:2], short_side)
+    size = resized(pixels.shape[0], pixels.shape[1], short_side)
     if size == pixels.shape[:2]:
         return pixels
     video = frames_to_video(pixels[None]).transpose(0, 1)

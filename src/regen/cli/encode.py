@@ -2,8 +2,9 @@
 
 import sys
 from dataclasses import dataclass
+from io import BufferedReader
 from pathlib import Path
-from typing import Literal
+from typing import Literal, cast
 
 import tyro
 
@@ -31,7 +32,7 @@ class Encode(ModelOptions, SourceOptions):
         from regen.data.locations import local_file
         from regen.video import PIPE, is_streamed
 
-        if self.source == "-" and is_streamed(sys.stdin.buffer.peek(12)):
+        if self.source == "-" and is_streamed(cast(BufferedReader, sys.stdin.buffer).peek(12)):
             self._run(PIPE)
             return
         with local_file(self.source) as source:

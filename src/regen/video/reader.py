@@ -172,7 +172,7 @@ def _container_info(
     """Of a pass that has begun with this frame."""
     container, stream = frames.container, frames.stream
     start = stream.start_time
-    is_whole = None in (start, stamp) or stamp <= start * stream.time_base  # type: ignore[operator]
+    is_whole = None in (start, stamp) or stamp <= start * stream.time_base
     quarter_turns, _ = frame_orientation(frame)
     turned = quarter_turns % 2 == 1
     lasting = frame.duration * stream.time_base if frame.duration else 0
