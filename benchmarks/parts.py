@@ -16,11 +16,11 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from regen.codec import fast_precision
 from regen.evaluation.metrics import psnr
 from regen.loading import load_model
 from regen.model.autoencoder import AutoencoderREGEN
 from regen.perceptual.lpips import LPIPS
+from regen.streaming import fast_precision
 from regen.video import frames_to_video, read_prepared
 
 PARTS = ("whole", "no transformer", "no learned encoder", "motion of an image")

@@ -39,10 +39,11 @@ ROOMS: dict[str, set[str]] = {
         *("files", "video", "flow", "chunking", "latent_statistics", "latent_file", "model"),
         *("loading", "data", "evaluation", "training"),
     },
-    "codec": {"video", "chunking", "latent_file", "model", "loading", "evaluation"},
+    "streaming": {"video", "chunking", "model", "loading"},
+    "codec": {"video", "chunking", "latent_file", "model", "loading", "evaluation", "streaming"},
     "reproduction": {
         *("files", "video", "flops", "model", "loading", "data", "evaluation", "training"),
-        "codec",
+        "streaming",
     },
     "cli": {
         *("video", "latent_file", "model", "loading", "data", "moving_shapes", "evaluation"),
@@ -66,7 +67,12 @@ RESERVED = {
     "safetensors.torch.load_file": set(),
     "PIL.Image.open": {"video"},
 }
-LATENT_FILE_WORDS = {"regen-latents-1", "ticks_per_s", "checksum"}  # known to latent_file.py alone
+LATENT_FILE_WORDS = {
+    "regen-latents-1",
+    "regen-latents-2",
+    "ticks_per_s",
+    "checksum",
+}  # known to latent_file.py alone
 FORBIDDEN_IMPORTS = {"pickle", "cPickle", "dill", "cloudpickle", "marshal", "shelve", "joblib"}
 FORBIDDEN_CALLS = {"torch.load", "torch.save"}
 # Published networks of metrics come pickled: their reader checks hashes and admits arrays alone.

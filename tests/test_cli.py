@@ -149,8 +149,12 @@ NUMBERS = [
         (f"reconstruct clip.mkv old.mkv --seed {2**64}", "--seed is at least 0 and below"),
         (
             "decode clip.safetensors old.mkv --every 2 --frame-rate-multiplier 2",
-            "--every and --frame-rate-multiplier exclude each other",
+            "every, a multiplier .* exclude each other: give one of them",
         ),
+        ("decode clip.safetensors old.mkv --frames-before -1", "frames_before is at least 0"),
+        ("decode clip.safetensors old.mkv --fps 0", "frame rate and slow motion are above 0"),
+        ("decode clip.safetensors old.mkv --fps 24/0", "--frame-rate is a number above 0 or"),
+        ("decode clip.safetensors old.mkv --slow-motion -2", "slow motion are above 0"),
     ],
 )
 def test_bad_numbers(run, place, no_loading, arguments, words):
@@ -291,15 +295,40 @@ def test_a_fault_of_ours_is_not_hidden(run, place, small_model_folder, monkeypat
         run("reconstruct", "clip.mkv", "old.mkv", "--model", small_model_folder)
 
 
-def test_interrupt_in_process(run, place, small_model_folder, monkeypatch):
+@pytest.mark.parametrize(
+    ("number", "status", "word"),
+    [(signal.SIGINT, 130, "interrupted"), (signal.SIGHUP, 129, "terminated")],
+)
+@pytest.mark.parametrize("command", ["reconstruct clip.mkv old.mkv", "decode clip.safetensors new"])
+def test_interrupt_in_process(
+    run, place, small_model_folder, monkeypatch, number, status, word, command
+):
     def interrupted(*_: object, **__: object) -> None:
-        raise KeyboardInterrupt
+        os.kill(os.getpid(), number)
+        time.sleep(60)
 
-    monkeypatch.setattr(codec.FrameDecoder, "decode", interrupted)
+    monkeypatch.setattr(codec.StreamDecoder, "push", interrupted)
     before = contents(place)
-    arguments = ["reconstruct", "clip.mkv", "old.mkv", "--compare", "--model", small_model_folder]
-    assert run(*arguments) == (130, "", "regen: interrupted\n")
+    # As from a terminal: `nohup` and background jobs have them ignored.
+    handlers = {signal.SIGINT: signal.default_int_handler, signal.SIGHUP: signal.SIG_DFL}
+    kept = {one: signal.signal(one, handler) for one, handler in handlers.items()}
+    try:
+        done = run(*command.split(), "--model", small_model_folder)
+    finally:
+        for one, handler in kept.items():
+            signal.signal(one, handler)
+    assert done == (status, "", f"regen: {word}\n")
     assert contents(place) == before
+
+
+def test_the_end_of_a_terminal_is_ignored_where_it_was(run, place, monkeypatch):
+    """As `nohup` has it."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        run("info", "clip.mkv")
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_sigterm_leaves_nothing(tmp_path, small_model_folder):
@@ -384,6 +413,12 @@ def test_preview_and_frames_between(run, place, small_model_folder):
     status, out, _ = run("decode", "clip.safetensors", "many.mkv", *model, *option)
     assert status == 0 and rows(out)["generated"] == "23 frames"
     assert times_of(place / "many.mkv") == [Fraction(index, 50) for index in range(23)]
+    status, out, _ = run("decode", "clip.safetensors", "smooth.mkv", *model, "--fps", "60")
+    assert status == 0 and rows(out)["generated"] == "29 frames"
+    assert times_of(place / "smooth.mkv")[:3] == [0, Fraction(17, 1000), Fraction(33, 1000)]
+    option = ["--slow-motion", "1.5", "--frames-before", 2, "--frames-after", 3]
+    status, out, _ = run("decode", "clip.safetensors", "slow.mkv", *model, *option)
+    assert status == 0 and rows(out)["generated"] == "26 frames"  # 17 frames, 1.5 times as long
     run("decode", "clip.safetensors", "still.png", *model, "--every", 12)
     assert read_frames(place / "still.png").shape == (1, 16, 24, 3)
 

@@ -12,16 +12,10 @@ from PIL import Image
 from test_motion import moved, smooth_picture
 
 from regen.chunking import ChunkGeometry
-from regen.codec import (
-    FrameGrid,
-    compare_path,
-    decode_file,
-    encode_file,
-    fast_precision,
-    reconstruct_file,
-)
-from regen.latent_file import read_latents
+from regen.codec import FrameGrid, compare_path, decode_file, encode_file, reconstruct_file
+from regen.latent_file import LatentVideo, read_latents
 from regen.perceptual.lpips import LPIPS
+from regen.streaming import StreamDecoder, fast_precision
 from regen.video import VideoWriter, frames_to_video, open_video, read_frames, video_to_frames
 
 H, W = 16, 24
@@ -268,19 +262,46 @@ def test_a_failure_in_one_file_leaves_neither(tmp_path, small_model, monkeypatch
 # -- other times ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("num_frames", [1, 2, 8, 9, 10, 11, 18, 19, 27])
-@pytest.mark.parametrize(("every", "multiplier"), [(1, 1), (2, 1), (5, 1), (20, 1), (1, 2), (1, 3)])
-def test_every_moment_is_in_the_nearer_chunk(num_frames, every, multiplier):
-    geometry, grid = ChunkGeometry(8), FrameGrid(every, multiplier)
-    sizes = geometry.chunk_sizes(num_frames)
-    chunks = [grid.chunk(index, num_frames, geometry) for index in range(len(sizes))]
-    moments = [moment for chunk in chunks for moment in chunk]
-    stop = (num_frames - 1) * multiplier + 1
-    assert moments == [Fraction(n, multiplier) for n in range(0, stop, every)]
-    assert len(moments) == grid.num_frames(num_frames)
-    times = torch.tensor([float(moment) for moment in moments])
-    expected, _ = geometry.locate(times, geometry.num_latent_frames(num_frames))
-    assert [i for i, chunk in enumerate(chunks) for _ in chunk] == expected.tolist()
+def video_of(times: list[Fraction]) -> LatentVideo:
+    """One of no content; 24 frames/s where its `times` do not say."""
+    return LatentVideo(
+        *(torch.zeros(8, 1, 1, 1), times, 8, 8, Fraction(24), Fraction(1, 24000), Fraction(1)),
+        *(8, 8, torch.zeros(8, 2), torch.ones(8, 2), "0" * 16),
+    )
+
+
+def shown(grid: FrameGrid, times: list[Fraction]) -> list[tuple[float, float]]:
+    """(frame of the source, seconds) of each frame."""
+    video = video_of(times)
+    pairs = list(zip(grid.timestamps(video), grid.shown_at(video), strict=True))
+    assert len(pairs) == grid.num_frames(video)
+    return [(float(frame), float(seconds)) for frame, seconds in pairs]
+
+
+def test_which_frames_and_when() -> None:
+    times = [Fraction(n, 24) for n in range(4)]
+    assert shown(FrameGrid(), times) == [(n, n / 24) for n in range(4)]
+    assert shown(FrameGrid(every=2), times) == [(0, 0), (2, 2 / 24)]
+    assert shown(FrameGrid(multiplier=2), times) == [(n / 2, n / 48) for n in range(7)]
+    around = FrameGrid(frames_before=2, frames_after=1)
+    assert shown(around, times) == [(n - 2, n / 24) for n in range(7)]
+    # The last frame lasts as it did: there is nothing after it.
+    faster = [(min(n * 0.4, 3), n / 60) for n in range(10)]
+    np.testing.assert_allclose(shown(FrameGrid(frame_rate=Fraction(60)), times), faster)
+    slower = [(min(n / 2.5, 3), n / 24) for n in range(10)]
+    np.testing.assert_allclose(shown(FrameGrid(slow_motion=Fraction(5, 2)), times), slower)
+    assert FrameGrid(slow_motion=Fraction(5, 2)).end(video_of(times)) == Fraction(10, 24)
+    both = FrameGrid(
+        frame_rate=Fraction(12), slow_motion=Fraction(1, 2), frames_before=1, frames_after=2
+    )
+    assert shown(both, times) == [(-1, 0), (3, 1 / 12)]
+
+
+def test_a_constant_rate_of_uneven_times() -> None:
+    """A frame of 1 s between frames of 0.1 s: the time within it is gone through evenly."""
+    times = [Fraction(0), Fraction(1, 10), Fraction(11, 10), Fraction(12, 10)]
+    found = shown(FrameGrid(frame_rate=Fraction(2)), times)
+    np.testing.assert_allclose(found, [(0, 0), (1.4, 0.5), (1.9, 1)])
 
 
 @pytest.mark.parametrize("num_frames", [1, 9, 10, 20])
@@ -325,7 +346,14 @@ def test_quick_preview(tmp_path, small_model):
     assert sparse.num_decoded == 1 and read_frames(tmp_path / "one.png").shape == (1, H, W, 3)
 
 
-@pytest.mark.parametrize(("every", "multiplier"), [(0, 1), (-1, 1), (1, 0), (1, -3), (2, 2)])
-def test_bad_grids_are_refused(every, multiplier):
-    with pytest.raises(ValueError, match=r"at least 1|exclude"):
-        FrameGrid(every, multiplier)
+@pytest.mark.parametrize(
+    "options",
+    [
+        *({"every": 0}, {"multiplier": -3}, {"frames_before": -1}, {"frame_rate": Fraction(0)}),
+        *({"slow_motion": Fraction(0)}, {"every": 2, "multiplier": 2}),
+        {"every": 2, "frame_rate": Fraction(60)},
+    ],
+)
+def test_bad_grids_are_refused(options):
+    with pytest.raises(ValueError, match=r"at least|above 0|exclude"):
+        FrameGrid(**options)

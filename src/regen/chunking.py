@@ -9,14 +9,37 @@ any length has latents.
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
 
 PATCH = 8  # pixels; the spatial compression ratio of every model
 
-# (chunk index, its latents, the next chunk's latents, times within the chunk `[F]`) -> video
-DecodeChunk = Callable[[int, torch.Tensor, torch.Tensor | None, torch.Tensor], torch.Tensor]
+
+class DecodeChunk(Protocol):
+    """(chunk index, its latents, the next one's, times within the chunk `[F]`) -> video."""
+
+    def __call__(
+        self,
+        index: int,
+        latents: torch.Tensor,
+        following: torch.Tensor | None,
+        frame_times: torch.Tensor,
+        ratio: int | None = None,
+        /,
+    ) -> torch.Tensor: ...
+
+
+class ChunkSize(NamedTuple):
+    """`num_frames` of the video, encoded `ratio` times in time: 1 to `ratio` + 1 of them."""
+
+    num_frames: int
+    ratio: int
+
+    @property
+    def num_latent_frames(self) -> int:
+        return ChunkGeometry(self.ratio).latent_frames_of(self.num_frames)
 
 
 @dataclass(frozen=True)

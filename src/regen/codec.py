@@ -6,20 +6,21 @@ that their partner opens, and leave no trace.
 """
 
 import math
+import sys
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from fractions import Fraction
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
-from regen.chunking import ChunkGeometry, DecodeChunk, check_latents
+from regen.chunking import ChunkSize
 from regen.evaluation.metrics import psnr, ssim
 from regen.evaluation.networks import Network, load_lpips
 from regen.evaluation.sheets import comparison
@@ -27,12 +28,16 @@ from regen.latent_file import (
     LatentVideo,
     StorageDtype,
     check_writable,
+    joined,
+    latents_to_bytes,
     round_latents,
     write_latents,
 )
 from regen.loading import Autoencoder
 from regen.model.autoencoder import AutoencoderREGEN
+from regen.streaming import EncodedChunk, StreamDecoder, encode_stream
 from regen.video import (
+    PIPE,
     Rehearsed,
     VideoInfo,
     VideoReader,
@@ -44,7 +49,6 @@ from regen.video import (
     video_to_frames,
 )
 
-Item = TypeVar("Item")
 Progress = Callable[[int], None]  # called with the number of frames just finished
 
 
@@ -61,6 +65,8 @@ class Report:
     width: int
     num_frames: int = 0
     num_decoded: int = 0
+    chunk_lengths: list[int] = field(default_factory=list)  # in frames
+    ratio: int = 0  # in time, the highest
     num_latent_frames: int = 0
     latent_values: int = 0
     elapsed_s: float = 0.0
@@ -95,9 +101,11 @@ class Report:
     def frames_per_s(self) -> float:
         return (self.num_decoded or self.num_frames) / self.elapsed_s
 
-    def count(self, num_frames: int, latents: torch.Tensor) -> None:
-        """Add a chunk: its frames, and its latents `[..., n, h, w]`."""
-        self.num_frames += num_frames
+    def count(self, size: ChunkSize, latents: torch.Tensor) -> None:
+        """Add a chunk and its latents `[..., n, h, w]`."""
+        self.num_frames += size.num_frames
+        self.chunk_lengths.append(size.num_frames)
+        self.ratio = max(self.ratio, size.ratio)
         self.num_latent_frames += latents.shape[-3]
         self.latent_values += latents.numel()
 
@@ -112,93 +120,14 @@ class Report:
             self.lpips_values += lpips.run(other, source)[0].tolist()
 
 
-# -- chunks: frames <-> latents -------------------------------------------------------------------
-
-
-def read_chunks(
-    reader: VideoReader, chunk_length: int, short_side: int | None = None
-) -> Iterator[tuple[np.ndarray, list[Fraction]]]:
-    """(frames uint8 `[n, H, W, 3]`, times in s) of each chunk; n = `chunk_length` but for the last.
-
-    `short_side` resizes so that the short side has this many pixels.
-    """
-    frames: list[np.ndarray] = []
-    times: list[Fraction] = []
-    for frame in reader:
-        frames.append(frame.pixels)
-        times.append(frame.time)
-        if len(frames) == chunk_length:
-            yield _resize(np.stack(frames), short_side), times
-            frames, times = [], []
-    if frames:
-        yield _resize(np.stack(frames), short_side), times
-
-
-@torch.inference_mode()
-def encode_frames(model: Autoencoder, frames: np.ndarray) -> torch.Tensor:
-    """uint8 `[n, H, W, 3]`, one chunk at most -> latents `[1, 8, 1 or 2, h, w]`."""
-    video = frames_to_video(frames)[None].to(model.device)
-    with fast_precision(model.device):
-        return model.encode(video).latents
-
-
-class FrameDecoder:
-    """Latents of a video, chunk after chunk, to frames of `height` x `width`."""
-
-    def __init__(
-        self,
-        model: Autoencoder,
-        height: int,
-        width: int,
-        decode_chunk: DecodeChunk,
-    ) -> None:
-        self.model, self.height, self.width = model, height, width
-        self.decode_chunk = decode_chunk
-
-    @torch.inference_mode()
-    def decode(
-        self,
-        index: int,
-        latents: torch.Tensor,
-        following: torch.Tensor | None,
-        frame_times: Sequence[float],
-    ) -> np.ndarray:
-        """Chunk `index`, latents `[1, 8, n, h, w]`, at its own times: uint8 `[F, H, W, 3]`.
-
-        `following`: the next chunk's latents, None where there is none.
-        """
-        device = self.model.device
-        check_latents(latents, self.model.config["latent_channels"])
-        with fast_precision(device):
-            after = None if following is None else following.to(device)
-            times = torch.tensor(frame_times, dtype=torch.float32)
-            sample = self.decode_chunk(index, latents.to(device), after, times)
-        return video_to_frames(sample[0, ..., : self.height, : self.width])
-
-
-def fast_precision(device: torch.device) -> torch.autocast:
-    """Products in bfloat16 where the processor multiplies it."""
-    is_fast = device.type != "cpu" or torch.cpu._is_avx512_bf16_supported()
-    return torch.autocast(device.type, torch.bfloat16, enabled=is_fast)
-
-
-def with_next(items: Iterable[Item]) -> Iterator[tuple[Item, Item | None]]:
-    """Each item with the one after it; the last with None."""
-    last: list[Item] = []
-    for item in items:
-        yield from ((one, item) for one in last)
-        last = [item]
-    yield from ((one, None) for one in last)
-
-
-def _resize(frames: np.ndarray, short_side: int | None) -> np.ndarray:
-    """`[n, H, W, 3]` to the size that `resized` says; bicubic, antialiased."""
-    size = resized(frames.shape[1], frames.shape[2], short_side)
-    if size == frames.shape[1:3]:
-        return frames
-    video = frames_to_video(frames).transpose(0, 1)
+def _resize(pixels: np.ndarray, short_side: int | None) -> np.ndarray:
+    """`[H, W, 3]` to the size that `resized` says; bicubic, antialiased."""
+    size = resized(pixels.shape[0], pixels.shape[1], short_side)
+    if size == pixels.shape[:2]:
+        return pixels
+    video = frames_to_video(pixels[None]).transpose(0, 1)
     video = F.interpolate(video, size, mode="bicubic", antialias=True)
-    return video_to_frames(video.transpose(0, 1))
+    return video_to_frames(video.transpose(0, 1))[0]
 
 
 def resized(height: int, width: int, short_side: int | None) -> tuple[int, int]:
@@ -243,12 +172,13 @@ def reconstruct_file(
     progress: Progress | None = None,
     stream: int | None = None,
     skip_damaged: bool = False,
+    quality: float | None = None,
 ) -> Report:
     """Compress `source` and re-generate it as `output`, with its timing and sound.
 
     `storage` rounds the latents between, as a latent file would. `compare` also writes source,
     reconstruction and 4 x error side by side to `compare_path(output)`. `stream` and `skip_damaged`
-    are those of `open_video`.
+    are those of `open_video`, `quality` is that of `StreamEncoder`.
     Raises ValueError (one line) for what cannot be read or written; then nothing is left behind.
     """
     lpips = load_lpips("alex", device=str(model.device))
@@ -257,17 +187,11 @@ def reconstruct_file(
         height, width = resized(reader.info.height, reader.info.width, short_side)
         report = Report(height, width)
         with _video_outputs(reader.info, output, compare, short_side) as writers:
-            decode_chunk = model.chunk_decoder(num_inference_steps, generator)
-            decoder = FrameDecoder(model, height, width, decode_chunk)
-            chunks = read_chunks(reader, model.geometry.chunk_length, short_side)
-            encoded = (
-                (frames, times, round_latents(encode_frames(model, frames)[0], storage)[None])
-                for frames, times in chunks
-            )
-            for index, ((frames, times, latents), after) in enumerate(with_next(encoded)):
-                following = None if after is None else after[2]
-                reconstruction = decoder.decode(index, latents, following, range(len(frames)))
-                report.count(len(frames), latents)
+            waiting: deque[tuple[np.ndarray, Fraction]] = deque()  # source frames, their times
+
+            def take(reconstruction: np.ndarray) -> None:
+                taken = [waiting.popleft() for _ in reconstruction]
+                frames, times = np.stack([pixels for pixels, _ in taken]), [one for _, one in taken]
                 report.measure(frames, reconstruction, lpips)
                 report.num_decoded += len(frames)
                 _write(writers[0], reconstruction, times)
@@ -275,6 +199,20 @@ def reconstruct_file(
                     _write(writers[1], comparison(frames, reconstruction), times)
                 if progress:
                     progress(len(frames))
+
+            def source_frames() -> Iterator[np.ndarray]:
+                for frame in reader:
+                    waiting.append((_resize(frame.pixels, short_side), frame.time))
+                    yield waiting[-1][0]
+
+            decoder = StreamDecoder(model, height, width, num_inference_steps, generator)
+            for chunk in encode_stream(model, source_frames(), quality):
+                latents = round_latents(chunk.latents, storage)
+                report.count(chunk.size, latents)
+                for frames in decoder.push(EncodedChunk(latents, chunk.size)):
+                    take(frames)
+            for frames in decoder.finish():
+                take(frames)
             for writer in writers:
                 writer.end = reader.end
         report.notes = [*reader.notes, *writers[0].notes]
@@ -320,59 +258,79 @@ def _write(writer: VideoWriter, frames: np.ndarray, times: Sequence[Fraction]) -
 # -- encode ---------------------------------------------------------------------------------------
 
 
-def check_encode(source: Path, output: Path, stream: int | None = None) -> VideoInfo:
-    """What is known of `source`. ValueError for what `encode_file` could not read or write."""
-    info = open_video(source, stream).info
-    check_output(source, output)
+def check_encode(reader: VideoReader, output: Path) -> None:
+    """ValueError for what `encode_file` could not write."""
+    if output == PIPE:
+        return
+    check_output(reader.info.path, output)
     check_writable(output)
-    return info
 
 
 def encode_file(
     model: Autoencoder,
-    source: Path,
+    source: Path | VideoReader,
     output: Path,
     storage: StorageDtype = "bfloat16",
     short_side: int | None = None,
     progress: Progress | None = None,
-    stream: int | None = None,
-    skip_damaged: bool = False,
+    quality: float | None = None,
 ) -> Report:
-    """Compress `source` to the latent file `output`.
+    """Compress `source` to the latent file `output`; "-": into standard output, chunk by chunk.
 
-    Holds the latents in memory, 1/24 of the pixels' values or less, and one chunk of the frames.
-    Raises ValueError (one line) for what cannot be read or written; then nothing is left behind.
+    `quality` is that of `StreamEncoder`. For a file the latents are held in memory, 1/24 of the
+    pixels' values or less. Raises ValueError (one line) for what cannot be read or written; then
+    nothing is left behind.
     """
     model = _with_latent_files(model)
-    start, info = time.perf_counter(), check_encode(source, output, stream)
+    start, encoder_id = time.perf_counter(), model.encoder_id()
+    reader = source if isinstance(source, VideoReader) else open_video(source)
+    check_encode(reader, output)
+    info = reader.info
     report = Report(*resized(info.height, info.width, short_side))
-    latents: list[torch.Tensor] = []
+    chunks: list[EncodedChunk] = []
     times: list[Fraction] = []
-    with open_video(source, stream, skip_damaged) as reader:
-        for frames, chunk_times in read_chunks(reader, model.geometry.chunk_length, short_side):
-            latents.append(encode_frames(model, frames)[0].cpu())
-            times += chunk_times
-            report.count(len(frames), latents[-1])
+
+    def take() -> LatentVideo:
+        """The chunks and times since the last call, as a video or a part of one."""
+        sizes = tuple(chunk.size for chunk in chunks)
+        num_frames = sum(size.num_frames for size in sizes)
+        video = LatentVideo(
+            latents=torch.cat([chunk.latents for chunk in chunks], dim=1),
+            times=times[:num_frames],
+            height=report.height,
+            width=report.width,
+            frame_rate=info.frame_rate,
+            time_base=info.time_base,
+            sample_aspect_ratio=info.sample_aspect_ratio,
+            temporal_compression_ratio=max(size.ratio for size in sizes),
+            spatial_compression_ratio=model.spatial_compression_ratio,
+            latents_mean=model.latents_mean,
+            latents_std=model.latents_std,
+            encoder_id=encoder_id,
+            storage=storage,
+            end=reader.end,
+            sizes=sizes,
+        )
+        del times[:num_frames], chunks[:]
+        return video
+
+    def source_frames() -> Iterator[np.ndarray]:
+        for frame in reader:
+            times.append(frame.time)
+            yield _resize(frame.pixels, short_side)
+
+    with reader:
+        for chunk in encode_stream(model, source_frames(), quality):
+            chunks.append(EncodedChunk(chunk.latents.cpu(), chunk.size))
+            report.count(chunk.size, chunk.latents)
+            if output == PIPE:
+                sys.stdout.buffer.write(latents_to_bytes(take()))
+                sys.stdout.buffer.flush()
             if progress:
-                progress(len(frames))
+                progress(chunk.size.num_frames)
     report.notes = reader.notes
-    video = LatentVideo(
-        latents=torch.cat(latents, dim=1),
-        times=times,
-        height=report.height,
-        width=report.width,
-        frame_rate=info.frame_rate,
-        time_base=info.time_base,
-        sample_aspect_ratio=info.sample_aspect_ratio,
-        temporal_compression_ratio=model.temporal_compression_ratio,
-        spatial_compression_ratio=model.spatial_compression_ratio,
-        latents_mean=model.latents_mean,
-        latents_std=model.latents_std,
-        encoder_id=model.encoder_id(),
-        storage=storage,
-        end=reader.end,
-    )
-    write_latents(output, video)
+    if output != PIPE:
+        write_latents(output, take())
     report.elapsed_s = time.perf_counter() - start
     return report
 
@@ -382,40 +340,106 @@ def encode_file(
 
 @dataclass(frozen=True)
 class FrameGrid:
-    """Which timestamps of a video are generated: every `every`-th frame, or `multiplier` per frame.
+    """Which frames of a video are generated, and when each is shown.
 
-    Raises ValueError where a number is below 1, or both are above.
+    `every`-th frames, or `multiplier` per frame, at the times of the source; or, with `frame_rate`
+    (frames/s) or a `slow_motion` other than 1, at a constant rate: by default the source's, in a
+    video `slow_motion` times as long. `frames_before` and `frames_after` are as many of the
+    source's rate before its first and after its last. Raises ValueError for numbers out of range,
+    and for more than one of `every`, `multiplier` and a constant rate.
     """
 
     every: int = 1
     multiplier: int = 1
+    frame_rate: Fraction | None = None
+    slow_motion: Fraction = Fraction(1)
+    frames_before: int = 0
+    frames_after: int = 0
 
     def __post_init__(self) -> None:
-        if min(self.every, self.multiplier) < 1:
-            raise ValueError(f"got every {self.every}, multiplier {self.multiplier}; at least 1")
-        if self.every > 1 and self.multiplier > 1:
-            raise ValueError("every and multiplier exclude each other: give one of them")
+        at_least = {"every": 1, "multiplier": 1, "frames_before": 0, "frames_after": 0}
+        for name, least in at_least.items():
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} is at least {least}, got {getattr(self, name)}")
+        if self.slow_motion <= 0 or (self.frame_rate is not None and self.frame_rate <= 0):
+            raise ValueError(
+                f"frame rate and slow motion are above 0, got {self.frame_rate} and "
+                f"{self.slow_motion}"
+            )
+        if (self.every > 1) + (self.multiplier > 1) + self.is_constant > 1:
+            raise ValueError(
+                "every, a multiplier of the frame rate, and a frame rate or slow motion exclude "
+                "each other: give one of them"
+            )
 
     @property
-    def step(self) -> Fraction:
-        """Frames of the source from one generated frame to the next."""
-        return Fraction(self.every, self.multiplier)
+    def is_constant(self) -> bool:
+        """Whether frames are evenly spaced, however those of the source are."""
+        return self.frame_rate is not None or self.slow_motion != 1
 
-    def num_frames(self, num_frames: int) -> int:
-        """How many are generated of a video of `num_frames`."""
-        return int((num_frames - 1) / self.step) + 1
+    def rate(self, video: LatentVideo) -> Fraction:
+        """Of what is shown, in frames/s."""
+        if self.is_constant:
+            return self.frame_rate or video.frame_rate
+        return video.frame_rate * self.multiplier / self.every
 
-    def chunk(self, index: int, num_frames: int, geometry: ChunkGeometry) -> list[Fraction]:
-        """The generated timestamps that belong to chunk `index`, in frames from the video's start.
+    def time_base(self, video: LatentVideo) -> Fraction:
+        return 1 / self.rate(video) if self.is_constant else video.time_base / self.multiplier
 
-        As `ChunkGeometry.locate` says, a timestamp between two chunks belongs to the nearer one.
-        """
-        length, half = geometry.chunk_length, Fraction(1, 2)
-        is_last = (index + 1) * length >= num_frames
-        first = max(0, math.ceil((index * length - half) / self.step))
-        end = math.ceil(((index + 1) * length - half) / self.step)
-        stop = self.num_frames(num_frames) if is_last else min(end, self.num_frames(num_frames))
-        return [number * self.step for number in range(first, stop)]
+    def end(self, video: LatentVideo) -> Fraction:
+        """When the last frame shown ends, in s."""
+        return (
+            video.duration + (self.frames_before + self.frames_after) / video.frame_rate
+        ) * self.slow_motion
+
+    def num_frames(self, video: LatentVideo) -> int:
+        if self.is_constant:
+            return max(1, math.ceil(self.end(video) * self.rate(video)))
+        span = video.num_frames - 1 + self.frames_before + self.frames_after
+        return span * self.multiplier // self.every + 1
+
+    def timestamps(self, video: LatentVideo) -> Iterator[Fraction]:
+        """Of each frame, in frames of the source from its first; below 0 before it."""
+        if not self.is_constant:
+            step = Fraction(self.every, self.multiplier)
+            yield from (n * step - self.frames_before for n in range(self.num_frames(video)))
+            return
+        start, rate, index = self.frames_before / video.frame_rate, self.rate(video), 0
+        for shown in range(self.num_frames(video)):
+            seconds = shown / rate / self.slow_motion - start
+            while index + 2 < video.num_frames and video.times[index + 1] <= seconds:
+                index += 1
+            yield min(
+                _frame_at(video, index, seconds), Fraction(video.num_frames - 1 + self.frames_after)
+            )
+
+    def shown_at(self, video: LatentVideo) -> Iterator[Fraction]:
+        """When each frame is shown, in s from the first."""
+        if self.is_constant:
+            yield from (number / self.rate(video) for number in range(self.num_frames(video)))
+            return
+        start = self.frames_before / video.frame_rate
+        yield from (start + _time_at(video, one) for one in self.timestamps(video))
+
+
+def _time_at(video: LatentVideo, timestamp: Fraction) -> Fraction:
+    """Seconds at `timestamp` (in frames), in proportion; outside the video at its frame rate."""
+    last = video.num_frames - 1
+    if not 0 < timestamp < last:
+        nearest = 0 if timestamp <= 0 else last
+        return video.times[nearest] + (timestamp - nearest) / video.frame_rate
+    before, rest = int(timestamp), timestamp % 1
+    return video.times[before] + rest * (video.times[before + 1] - video.times[before])
+
+
+def _frame_at(video: LatentVideo, index: int, seconds: Fraction) -> Fraction:
+    """The inverse of `_time_at`, where `index` is the last frame before, and not the very last."""
+    if seconds <= 0:
+        return seconds * video.frame_rate
+    if seconds >= video.times[-1]:
+        return video.num_frames - 1 + (seconds - video.times[-1]) * video.frame_rate
+    start, end = video.times[index : index + 2]
+    return index + (seconds - start) / (end - start)
 
 
 def check_decode(
@@ -426,6 +450,10 @@ def check_decode(
     grid: FrameGrid | None = None,
 ) -> None:
     """ValueError for what `decode_file` could not read or write; `video` was read from `source`."""
+    if output == PIPE:  # what is opened there is seen
+        if audio_from is not None:
+            _check_sound(audio_from)
+        return
     check_output(source, output)
     with suppress(Rehearsed), _decoded_output(video, output, audio_from, grid or FrameGrid()):
         raise Rehearsed
@@ -433,7 +461,7 @@ def check_decode(
 
 def decode_file(
     model: Autoencoder,
-    video: LatentVideo,
+    video: LatentVideo | Iterable[LatentVideo],
     output: Path,
     num_inference_steps: int = 1,
     seed: int = 0,
@@ -443,40 +471,54 @@ def decode_file(
 ) -> Report:
     """Re-generate `output` from a latent file's content, at the frames or between, as `grid` says.
 
-    Raises ValueError where another encoder made the latents, and for what cannot be written.
+    Also from the parts of a video, one after another: those of `read_parts`. They are decoded as
+    they come, unless `grid` asks for other frames than there are. `output` "-" is standard output,
+    in Matroska. Raises ValueError where another encoder made the latents, and for what cannot be
+    written.
     """
-    model = _with_latent_files(model)
-    if video.encoder_id != model.encoder_id():
-        raise ValueError(
-            f"these latents were made by encoder {video.encoder_id}, this model's is "
-            f"{model.encoder_id()}: decode with the model that encoded them (--model)"
-        )
-    grid = grid or FrameGrid()
+    model, grid = _with_latent_files(model), grid or FrameGrid()
+    parts = iter([video] if isinstance(video, LatentVideo) else video)
+    if grid != FrameGrid():
+        parts = iter([joined(list(parts))])
+    first, encoder_id = next(parts), model.encoder_id()
+    _check_encoder(first, encoder_id)
     generator, start = torch.Generator().manual_seed(seed), time.perf_counter()
-    report = Report(video.height, video.width)
-    ratio = video.temporal_compression_ratio
-    geometry = model.geometry_at(ratio)
-    with _decoded_output(video, output, audio_from, grid) as writer:
-        decode_chunk = model.chunk_decoder(num_inference_steps, generator, ratio)
-        decoder = FrameDecoder(model, video.height, video.width, decode_chunk)
-        for index, size in enumerate(geometry.chunk_sizes(video.num_frames)):
-            latents = video.latents[None, :, 2 * index : 2 * index + 2]
-            report.count(size, latents)
-            timestamps = grid.chunk(index, video.num_frames, geometry)
-            following = video.latents[None, :, 2 * index + 2 : 2 * index + 3]
-            # As many together as in a chunk: what the model does, and memory stays bounded.
-            for offset in range(0, len(timestamps), geometry.chunk_length):
-                group = timestamps[offset : offset + geometry.chunk_length]
-                times = [float(timestamp - index * geometry.chunk_length) for timestamp in group]
-                frames = decoder.decode(index, latents, following, times)
-                _write(writer, frames, [_time_at(video.times, timestamp) for timestamp in group])
-                report.num_decoded += len(group)
-                if progress:
-                    progress(len(group))
-        writer.end = video.duration
+    report = Report(first.height, first.width)
+    stamps = None if grid == FrameGrid() else grid.timestamps(first)
+    decoder = StreamDecoder(
+        model, first.height, first.width, num_inference_steps, generator, stamps
+    )
+    with _decoded_output(first, output, audio_from, grid) as writer:
+        shown: deque[Fraction] = deque()
+
+        def take(frames: np.ndarray) -> None:
+            _write(writer, frames, [shown.popleft() for _ in frames])
+            report.num_decoded += len(frames)
+            if progress:
+                progress(len(frames))
+
+        for part in chain([first], parts):
+            _check_encoder(part, encoder_id)
+            model.geometry_at(part.temporal_compression_ratio)  # which may not be of this model
+            shown.extend(grid.shown_at(part) if stamps else part.times)
+            for latents, size in part.chunks():
+                report.count(size, latents)
+                for frames in decoder.push(EncodedChunk(latents, size)):
+                    take(frames)
+        for frames in decoder.finish():
+            take(frames)
+        writer.end = grid.end(part)
     report.notes = writer.notes
     report.elapsed_s = time.perf_counter() - start
     return report
+
+
+def _check_encoder(video: LatentVideo, encoder_id: str) -> None:
+    if video.encoder_id != encoder_id:
+        raise ValueError(
+            f"these latents were made by encoder {video.encoder_id}, this model's is "
+            f"{encoder_id}: decode with the model that encoded them (--model)"
+        )
 
 
 @contextmanager
@@ -486,25 +528,17 @@ def _decoded_output(
     if audio_from is not None:
         check_output(audio_from, output)
         _check_sound(audio_from)
-    _check_png(output, lambda: grid.num_frames(video.num_frames) > 1)
+    _check_png(output, lambda: grid.num_frames(video) > 1)
     with VideoWriter(
         output,
         width=video.width,
         height=video.height,
-        frame_rate=video.frame_rate / grid.step,
+        frame_rate=grid.rate(video),
         sample_aspect_ratio=video.sample_aspect_ratio,
         audio_from=audio_from,
-        time_base=video.time_base / grid.multiplier,
+        time_base=grid.time_base(video),
     ) as writer:
         yield writer
-
-
-def _time_at(times: Sequence[Fraction], timestamp: Fraction) -> Fraction:
-    """Seconds at `timestamp` (in frames): between two frames, in proportion."""
-    before, rest = int(timestamp), timestamp % 1
-    if rest == 0:
-        return times[before]
-    return times[before] + rest * (times[before + 1] - times[before])
 
 
 # -- checks ---------------------------------------------------------------------------------------

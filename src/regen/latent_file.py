@@ -2,26 +2,30 @@
 
 Tensors: `latents` `[8, n, h, w]`, normalised: float32, bfloat16, or int8 with `scale` float32
 `[8, n]`; `times` int64 `[T]` in ticks from the first frame; `latents_mean`, `latents_std` `[8, 2]`
-(content, motion). Text in the metadata: frame count, size, rates, geometry, id of the encoder, and
-a checksum over everything else, so that a flipped byte anywhere is found.
+(content, motion); where chunks are not all of one length, `chunks` int64 `[K, 2]`: the number of
+frames and the ratio in time of each. Text in the metadata: frame count, size, rates, geometry, id
+of the encoder, and a checksum over everything else, so that a flipped byte anywhere is found.
 """
 
 import hashlib
+import json
 import math
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
-from typing import Literal, get_args
+from typing import BinaryIO, Literal, get_args
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load, save, save_file
 
-from regen.chunking import ChunkGeometry
+from regen.chunking import ChunkGeometry, ChunkSize
 from regen.files import Draft, draft
 
 StorageDtype = Literal["float32", "bfloat16", "int8"]
 FORMAT = "regen-latents-1"
+CHUNKS_FORMAT = "regen-latents-2"  # with `chunks`: programs that do not know them refuse it
 SUFFIX = ".safetensors"
 # Fields of `LatentVideo` that the metadata holds as text.
 TEXTS: dict[str, type[int] | type[Fraction] | type[str]] = {
@@ -34,6 +38,7 @@ TEXTS: dict[str, type[int] | type[Fraction] | type[str]] = {
     "spatial_compression_ratio": int,
     "encoder_id": str,
 }
+MAX_HEADER = 2**20  # bytes
 MAX_TICKS_PER_S = 10**9  # finer times than nanoseconds are rounded to them
 
 
@@ -42,7 +47,8 @@ class LatentVideo:
     """A compressed video. `latents`: float `[8, n, h, w]`, normalised; `times` of frames, in s.
 
     `height`, `width` in pixels; `frame_rate` in frames/s; `time_base` in s, the unit of the
-    source's time stamps; statistics `[8, 2]` (content, motion).
+    source's time stamps; statistics `[8, 2]` (content, motion). `sizes` of the chunks; None: all
+    but the last are full.
     """
 
     latents: torch.Tensor
@@ -59,6 +65,7 @@ class LatentVideo:
     encoder_id: str
     storage: StorageDtype = "bfloat16"
     end: Fraction | None = None  # s, of the last frame; None: it lasts 1 / frame_rate
+    sizes: tuple[ChunkSize, ...] | None = None
 
     @property
     def num_frames(self) -> int:
@@ -68,6 +75,21 @@ class LatentVideo:
     def duration(self) -> Fraction:
         """In s."""
         return self.end or self.times[-1] + 1 / self.frame_rate
+
+    def chunk_sizes(self) -> tuple[ChunkSize, ...]:
+        return self.sizes or full_chunks(self.num_frames, self.temporal_compression_ratio)
+
+    def chunks(self) -> Iterator[tuple[torch.Tensor, ChunkSize]]:
+        """Latents `[8, 1 or 2, h, w]` of one chunk after another."""
+        start = 0
+        for size in self.chunk_sizes():
+            yield self.latents[:, start : start + size.num_latent_frames], size
+            start += size.num_latent_frames
+
+
+def full_chunks(num_frames: int, ratio: int) -> tuple[ChunkSize, ...]:
+    """All of `ratio` + 1 frames, the last one of the rest."""
+    return tuple(ChunkSize(one, ratio) for one in ChunkGeometry(ratio).chunk_sizes(num_frames))
 
 
 def quantize(latents: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -133,14 +155,59 @@ def read_latents(path: Path) -> LatentVideo:
         raise ValueError(
             f"{path}: not a latent file, or damaged ({error}); encode the video again"
         ) from None
-    if metadata.get("format") != FORMAT:
-        raise ValueError(f"{path}: not a latent file that `regen encode` wrote ({FORMAT})")
+    return _checked(tensors, metadata, path)
+
+
+def latents_to_bytes(video: LatentVideo) -> bytes:
+    """The latent file of `video`. In a pipe, files of a video's parts follow one another."""
+    return save(*_to_file(video))
+
+
+def read_parts(file: BinaryIO) -> Iterator[LatentVideo]:
+    """The latent files that follow one another in a pipe, each as it comes; times are of the whole.
+
+    Raises ValueError for what is no latent file, or damaged, or where there is none.
+    """
+    head = file.read(8)
+    while head:
+        size = int.from_bytes(head, "little")
+        header = file.read(size) if size <= MAX_HEADER else b""
+        try:
+            described = json.loads(header)
+            metadata = described.pop("__metadata__")
+            num_bytes = max(one["data_offsets"][1] for one in described.values())
+            tensors = load(head + header + file.read(num_bytes))
+        except (ValueError, KeyError, AttributeError, TypeError, SafetensorError) as error:
+            raise ValueError(
+                f"-: no latent file that `regen encode` wrote, or cut short ({error})"
+            ) from None
+        yield _checked(tensors, metadata, "-")
+        head = file.read(8)
+
+
+def joined(parts: Sequence[LatentVideo]) -> LatentVideo:
+    """The video of which `parts` follow one another."""
+    return replace(
+        parts[0],
+        latents=torch.cat([part.latents for part in parts], dim=1),
+        times=[time for part in parts for time in part.times],
+        temporal_compression_ratio=max(part.temporal_compression_ratio for part in parts),
+        end=parts[-1].end,
+        sizes=tuple(size for part in parts for size in part.chunk_sizes()),
+    )
+
+
+def _checked(
+    tensors: dict[str, torch.Tensor], metadata: dict[str, str], name: object
+) -> LatentVideo:
+    if metadata.get("format") not in (FORMAT, CHUNKS_FORMAT):
+        raise ValueError(f"{name}: not a latent file that `regen encode` wrote ({FORMAT})")
     if metadata.pop("checksum", None) != _checksum(tensors, metadata):
-        raise ValueError(f"{path}: damaged, its checksum differs; encode the video again")
+        raise ValueError(f"{name}: damaged, its checksum differs; encode the video again")
     try:
         return _from_file(tensors, metadata)
     except (KeyError, ValueError, IndexError, ZeroDivisionError) as error:
-        raise ValueError(f"{path}: damaged ({error}); encode the video again") from None
+        raise ValueError(f"{name}: damaged ({error}); encode the video again") from None
 
 
 def _to_file(video: LatentVideo) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
@@ -154,7 +221,16 @@ def _to_file(video: LatentVideo) -> tuple[dict[str, torch.Tensor], dict[str, str
         tensors["latents"], tensors["scale"] = quantize(video.latents)
     else:
         tensors["latents"] = video.latents.to(getattr(torch, video.storage)).contiguous()
-    metadata = {"format": FORMAT, "num_frames": str(video.num_frames), "ticks_per_s": str(ticks)}
+    is_uneven = video.chunk_sizes() != full_chunks(
+        video.num_frames, video.temporal_compression_ratio
+    )
+    if is_uneven:
+        tensors["chunks"] = torch.tensor(video.chunk_sizes())
+    metadata = {
+        "format": CHUNKS_FORMAT if is_uneven else FORMAT,
+        "num_frames": str(video.num_frames),
+        "ticks_per_s": str(ticks),
+    }
     metadata |= {name: str(getattr(video, name)) for name in ("storage", *TEXTS)}
     if video.end is not None:
         metadata["end"] = str(video.end)
@@ -173,13 +249,26 @@ def _from_file(tensors: dict[str, torch.Tensor], metadata: dict[str, str]) -> La
         latents_std=tensors["latents_std"],
         storage=storage,  # type: ignore[arg-type]  # checked above
         end=Fraction(metadata["end"]) if "end" in metadata else None,
+        sizes=_sizes(tensors["chunks"]) if metadata["format"] == CHUNKS_FORMAT else None,
         **{name: kind(metadata[name]) for name, kind in TEXTS.items()},  # type: ignore[arg-type]
     )
     if int(metadata["num_frames"]) != video.num_frames:
         raise ValueError(f"{video.num_frames} times for {metadata['num_frames']} frames")
-    geometry = ChunkGeometry(video.temporal_compression_ratio)
-    geometry.check_num_frames(video.num_frames, video.latents.shape[1])
+    num_frames = sum(size.num_frames for size in video.chunk_sizes())
+    num_latent_frames = sum(size.num_latent_frames for size in video.chunk_sizes())
+    if (num_frames, num_latent_frames) != (video.num_frames, video.latents.shape[1]):
+        raise ValueError(
+            f"chunks of {num_frames} frames in {num_latent_frames} latent frames, for "
+            f"{video.num_frames} in {video.latents.shape[1]}"
+        )
     return video
+
+
+def _sizes(values: torch.Tensor) -> tuple[ChunkSize, ...]:
+    sizes = tuple(ChunkSize(*row) for row in values.tolist())
+    if any(not 1 <= size.num_frames <= size.ratio + 1 for size in sizes):
+        raise ValueError("a chunk holds 1 to ratio + 1 frames")
+    return sizes
 
 
 def _checksum(tensors: dict[str, torch.Tensor], metadata: dict[str, str]) -> str:

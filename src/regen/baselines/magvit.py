@@ -196,6 +196,7 @@ class AutoencoderMAGVITv2(ModelMixin, AutoencoderMixin, ConfigMixin):
 
     supports_frame_times = False
     is_generative = False
+    sees_next_chunk = False
 
     def chunk_decoder(
         self, num_inference_steps: int = 1, generator: torch.Generator | None = None
@@ -205,7 +206,12 @@ class AutoencoderMAGVITv2(ModelMixin, AutoencoderMixin, ConfigMixin):
             raise ValueError(f"MAGVIT-v2 decodes in one step, got {num_inference_steps}")
 
         def decode_chunk(
-            _: int, latents: torch.Tensor, __: torch.Tensor | None, frame_times: torch.Tensor
+            _: int,
+            latents: torch.Tensor,
+            __: torch.Tensor | None,
+            frame_times: torch.Tensor,
+            ___: int | None = None,
+            /,
         ) -> torch.Tensor:
             video = self.decode_chunk(latents.to(self.dtype)).float()
             return video[:, :, frame_times.long().to(video.device)].clamp(-1, 1)

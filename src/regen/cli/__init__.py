@@ -4,6 +4,7 @@ No logic of its own. torch is imported only when a command runs, so that `--help
 """
 
 import io
+import os
 import signal
 import sys
 import warnings
@@ -56,7 +57,9 @@ Each command explains itself: regen reconstruct --help
 def main() -> None:
     """Entry point of `regen`. Bad input: one line on standard error, exit status 1; Ctrl-C: 130."""
     warnings.filterwarnings("ignore", category=UserWarning)
-    signal.signal(signal.SIGTERM, _terminate)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) != signal.SIG_IGN:  # nohup has the terminal's end ignored
+            signal.signal(number, _terminate)
     if isinstance(sys.stdout, io.TextIOWrapper):  # names of files that are not UTF-8
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
@@ -67,20 +70,27 @@ def main() -> None:
             run_stages({name: parse(default) for name, default in defaults.items()})
         else:
             command.run()
+    except BrokenPipeError:  # who reads what we write has ended; what is left goes nowhere
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        _fail(1, "standard output was closed")
     except (ValueError, OSError) as error:
         _fail(1, str(error))
     except (MemoryError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and "memory" not in str(error):
             raise
         _fail(1, f"out of memory ({error}); try a smaller picture: --short-side")
-    except Terminated:
-        _fail(143, "terminated")
+    except Terminated as error:
+        _fail(128 + error.number, "terminated")
     except KeyboardInterrupt:
         _fail(130, "interrupted")
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM: ends a command as Ctrl-C does, so that nothing half-written stays."""
+    """SIGTERM, SIGHUP: end a command as Ctrl-C does, so that nothing half-written stays."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
 
 
 def _rename_options() -> None:
@@ -94,8 +104,10 @@ def _rename_options() -> None:
             sys.argv[index] = f"{renamed[option]}{equals}{value}"
 
 
-def _terminate(*_: object) -> None:
-    raise Terminated
+def _terminate(number: int, _: object) -> None:
+    for one in (signal.SIGTERM, signal.SIGHUP):  # another one does not disturb the clearing up
+        signal.signal(one, signal.SIG_IGN)
+    raise Terminated(number)
 
 
 def parse(default: Any = tyro.MISSING) -> Any:

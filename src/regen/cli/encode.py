@@ -1,8 +1,10 @@
 """`regen encode`: a video to a latent file."""
 
+import sys
 from dataclasses import dataclass
+from io import BufferedReader
 from pathlib import Path
-from typing import Literal
+from typing import Literal, cast
 
 import tyro
 
@@ -18,40 +20,51 @@ class Encode(ModelOptions, SourceOptions):
     """
 
     output: OutPath = tyro.MISSING
-    """The latent file to write; ends in .safetensors."""
+    """The latent file to write, which ends in .safetensors; or - for standard output."""
     storage: Literal["float32", "bfloat16", "int8"] = "bfloat16"
     """How a latent value is stored; docs/decoding.md says what each costs."""
+    quality: float | None = None
+    """From 0, the smallest file, to 100: each chunk as long as its content allows, at the ratio in
+    time that follows, up to the model's highest. By default all have the ratio of --model."""
 
     def run(self) -> None:
         check_numbers(short_side=self.short_side)
         from regen.data.locations import local_file
+        from regen.video import PIPE, is_streamed
 
+        if self.source == "-" and is_streamed(cast(BufferedReader, sys.stdin.buffer).peek(12)):
+            self._run(PIPE)
+            return
         with local_file(self.source) as source:
             self._run(source)
 
     def _run(self, source: Path) -> None:
         from regen.codec import check_encode, encode_file
+        from regen.video import PIPE, open_video
 
-        info = check_encode(source, self.output, self.stream)
+        reader = open_video(source, self.stream, self.skip_damaged)
+        check_encode(reader, self.output)
         model = self.load()
         report = with_progress(
-            info.num_frames,
+            reader.info.num_frames,
             lambda progress: encode_file(
                 model,
-                source,
+                reader,
                 self.output,
                 self.storage,
                 self.short_side,
                 progress,
-                self.stream,
-                self.skip_damaged,
+                self.quality,
             ),
         )
+        rows = common_rows(report, model, self.storage)
+        if self.output == PIPE:
+            print_table(rows, sys.stderr)
+            return
         pixels = report.num_frames * report.height * report.width
-        rows = [
-            *common_rows(report, model, model.temporal_compression_ratio, self.storage),
+        rows += [
             ("bits per pixel", f"{8 * self.output.stat().st_size / pixels:.3f}"),
-            ("source", f"{self.source} ({size_of(source)})"),
+            *([] if source == PIPE else [("source", f"{self.source} ({size_of(source)})")]),
             ("written", f"{self.output} ({size_of(self.output)})"),
         ]
         print_table(rows)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import tyro
 
 from regen.cli.options import LATENT_SUFFIX
-from regen.cli.output import format_numbers, format_rate, print_table, size_of
+from regen.cli.output import format_numbers, format_rate, length_rows, print_table, size_of
 
 if TYPE_CHECKING:
     from regen.loading import Autoencoder
@@ -95,6 +95,7 @@ def _latents_rows(path: Path, name: str) -> list[tuple[str, str]]:
         ("latents", f"{channels} channels x {num_latent_frames} x {height} x {width}"),
         ("stored as", video.storage),
         ("nominal compression", f"{space} x {space} x {ratio}"),
+        *length_rows([size.num_frames for size in video.chunk_sizes()]),
         ("mean, content", format_numbers(video.latents_mean[:, 0].tolist())),
         ("mean, motion", format_numbers(video.latents_mean[:, 1].tolist())),
         ("standard deviation, content", format_numbers(video.latents_std[:, 0].tolist())),

@@ -1,6 +1,7 @@
 """Options that several commands share, and the checks of numbers."""
 
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -75,3 +76,18 @@ def split_paths(paths: tuple[str, ...], max_bad_fraction: float) -> tuple[list[s
     if len(paths) < 2:
         raise ValueError("give inputs and, last, the folder that is written")
     return list(paths[:-1]), paths[-1]
+
+
+def parse_rate(text: str) -> Fraction:
+    """Frames/s from "60", "30000/1001" or "23.976"; NTSC rates are those that broadcasters mean."""
+    try:
+        rate = Fraction(text)
+    except (ValueError, ZeroDivisionError):
+        raise ValueError(
+            f"--frame-rate is a number above 0 or a fraction, 60 or 30000/1001; got {text}"
+        ) from None
+    for whole in (24, 30, 60, 120):
+        ntsc = Fraction(1000 * whole, 1001)
+        if text in (f"{float(ntsc):.2f}", f"{float(ntsc):.3f}"):
+            return ntsc
+    return rate

@@ -28,6 +28,8 @@ class Reconstruct(ModelOptions, SourceOptions):
     """Also write OUT.compare: source, reconstruction and 4 x error side by side."""
     storage: Literal["float32", "bfloat16", "int8"] = "float32"
     """Round the latents as a latent file of this type would, to see what that costs."""
+    quality: float | None = None
+    """From 0 to 100: chunks as long as their content allows; see regen encode --help."""
 
     def run(self) -> None:
         check_numbers(
@@ -57,13 +59,14 @@ class Reconstruct(ModelOptions, SourceOptions):
                 progress=progress,
                 stream=self.stream,
                 skip_damaged=self.skip_damaged,
+                quality=self.quality,
             ),
         )
         rows = [
             ("PSNR, mean over frames", f"{report.psnr:.2f} dB"),
             ("SSIM, mean over frames", _of_pictures(report.ssim)),
             ("LPIPS, mean over frames", _of_pictures(report.lpips, " (AlexNet)")),
-            *common_rows(report, model, model.temporal_compression_ratio, self.storage),
+            *common_rows(report, model, self.storage),
             ("source", f"{self.source} ({size_of(source)})"),
             ("written", f"{self.output} ({size_of(self.output)})"),
         ]

@@ -69,7 +69,8 @@ def map_in_order(
 
 
 def _end_with_parent() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, which ends them
+    for number in (signal.SIGINT, signal.SIGHUP):  # they reach the parent, which ends its workers
+        signal.signal(number, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     threading.Thread(target=_wait_for_parent, daemon=True).start()
 

@@ -267,6 +267,11 @@ class AutoencoderREGEN(ModelMixin, AutoencoderMixin, ConfigMixin, LatentStatisti
     supports_frame_times = True  # decodes at any times
     is_generative = True  # decodes by diffusion: steps, a seed; its latents have statistics
 
+    @property
+    def sees_next_chunk(self) -> bool:
+        """Whether all but the first frame of a chunk are decoded with the next one in view."""
+        return self.linear is not None
+
     def chunk_decoder(
         self,
         num_inference_steps: int = 1,

@@ -51,20 +51,23 @@ class ChunkDecoder:
         latents: torch.Tensor,
         following: torch.Tensor | None,
         frame_times: torch.Tensor,
+        ratio: int | None = None,
     ) -> torch.Tensor:
         """Chunk `index` at `frame_times` `[F]` of its own: `[B, 3, F, 8 h, 8 w]` in [-1, 1].
 
         `latents` `[B, 8, 1 or 2, h, w]` of the chunk and `following` `[B, 8, 1 or more, h, w]` of
         the next one, normalised; None, or of no frames, where there is none. Chunks are asked for
-        in turn.
+        in turn. `ratio`: in time, of this chunk; None: that of all.
         """
+        self.firsts = {key: one for key, one in self.firsts.items() if key >= index}
+        ratio = ratio or self.ratio
         rows, columns = latents.shape[-2:]
         raw = self._raw(latents)
         times = frame_times.to(raw.device, torch.float32).expand(len(raw), -1)
         if self.model.linear is None:
-            video = self._decode_plain(index, self.model.fill_motion(raw), times)
+            video = self._decode_plain(index, self.model.fill_motion(raw), times, ratio)
         else:
-            video = self._decode_moving(index, raw, following, times)
+            video = self._decode_moving(index, raw, following, times, ratio)
         return video[..., : PATCH * rows, : PATCH * columns].clamp(-1, 1)
 
     def _raw(self, latents: torch.Tensor) -> torch.Tensor:
@@ -80,8 +83,9 @@ class ChunkDecoder:
         latents: torch.Tensor,
         following: torch.Tensor | None,
         times: torch.Tensor,
+        ratio: int | None,
     ) -> torch.Tensor:
-        model, ratio = self.model, self.ratio
+        model = self.model
         first = self._first(index, latents)
         is_first = times[0] == 0
         video = first[:, :, None].repeat(1, 1, times.shape[1], 1, 1)
@@ -91,7 +95,6 @@ class ChunkDecoder:
         after = None
         if following is not None and following.shape[2]:
             after = self._first(index + 1, self._raw(following[:, :, :1]))
-        self.firsts = {key: one for key, one in self.firsts.items() if key >= index}
         later, has_next = times[:, ~is_first], after is not None
         warped, reference = move_content(model, first, after, latents, later, ratio=ratio)
         draft = draft_later(model, latents, later, warped, reference, has_next, ratio)
@@ -114,11 +117,13 @@ class ChunkDecoder:
         detail = euler_sample(denoise, noise, self.num_inference_steps - 1, DETAIL_START)
         return draft.mean + draft.spread() * detail
 
-    def _decode_plain(self, index: int, latents: torch.Tensor, times: torch.Tensor) -> torch.Tensor:
+    def _decode_plain(
+        self, index: int, latents: torch.Tensor, times: torch.Tensor, ratio: int | None
+    ) -> torch.Tensor:
         model, kind = self.model, self.model.config.prediction_type
 
         def denoise(noisy: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
-            output = model.predict(noisy.to(model.dtype), timestep, latents, times, self.ratio)
+            output = model.predict(noisy.to(model.dtype), timestep, latents, times, ratio)
             return predicted_sample(output, noisy, timestep, kind)
 
         shape = (len(latents), 3, times.shape[1], *(PATCH * side for side in latents.shape[-2:]))

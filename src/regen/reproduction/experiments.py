@@ -14,7 +14,6 @@ from typing import get_args
 import numpy as np
 import torch
 
-from regen.codec import encode_frames
 from regen.evaluation.metrics import psnr
 from regen.evaluation.protocols import media_in
 from regen.evaluation.report import DIGITS
@@ -42,6 +41,7 @@ from regen.reproduction.measuring import (
 )
 from regen.reproduction.models import Trained, trained
 from regen.reproduction.paper import MISSING, PUBLISHED, TABLE_3, TABLE_4, Table, paper_cell, spread
+from regen.streaming import encode_frames
 from regen.video import (
     frames_to_video,
     interpolate_frames,

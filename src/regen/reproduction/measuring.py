@@ -15,7 +15,6 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from regen.codec import encode_frames
 from regen.data.finding import find_items
 from regen.evaluation.frechet import frechet_distance
 from regen.evaluation.measure import features_of, measure
@@ -28,6 +27,7 @@ from regen.loading import Autoencoder, find_device
 from regen.reproduction.config import ReproduceConfig
 from regen.reproduction.models import Trained
 from regen.reproduction.paper import spread
+from regen.streaming import encode_frames
 from regen.video import VIDEO_SUFFIXES, read_prepared, video_to_frames
 
 NUM_PICTURED = 4  # clips

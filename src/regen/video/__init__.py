@@ -7,10 +7,11 @@ pictures count as videos. All streams: memory does not grow with the length. PyA
 program is called.
 """
 
-from regen.video.containers import has_sound
+from regen.video.containers import has_sound, is_streamed
 from regen.video.media import (
     PICTURE_FRAME_RATE,
     PICTURE_SUFFIXES,
+    PIPE,
     VIDEO_SUFFIXES,
     Frame,
     VideoError,
@@ -31,6 +32,7 @@ from regen.video.writer import Rehearsed, VideoWriter, check_output, write_video
 __all__ = [
     "PICTURE_FRAME_RATE",
     "PICTURE_SUFFIXES",
+    "PIPE",
     "RAW_SUFFIX",
     "VIDEO_SUFFIXES",
     "Frame",
@@ -44,6 +46,7 @@ __all__ = [
     "frames_to_video",
     "has_sound",
     "interpolate_frames",
+    "is_streamed",
     "open_video",
     "read_frames",
     "read_frames_at",

@@ -28,13 +28,32 @@ _NO_DISPLAY_TIMES = ("avi", "asf")  # they store dts alone, from which FFmpeg gu
 _NUM_HEAD = 32  # packets that tell whether time stamps are in display order; H.264 reorders 16
 
 
-def open_container(file: Path | BinaryIO) -> Any:
+class Pipe:
+    """Bytes that can be read once. FFmpeg looks for a `seek`, and is not to find it."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.read = file.read
+
+    def __str__(self) -> str:
+        return "-"
+
+
+def is_streamed(head: bytes) -> bool:
+    """Whether these first bytes, 12 or more, are of a format that can be read from a pipe.
+
+    The index of an MP4 may come last, and pictures have readers of their own.
+    """
+    starts = (b"\x1aE\xdf\xa3", b"YUV4MPEG2", b"nut/", b"FLV", b"\0\0\1\xba")
+    return head.startswith(starts) or (head[:1] == b"G" and head[:4] != b"GIF8")  # MPEG-TS
+
+
+def open_container(file: Path | BinaryIO | Pipe) -> Any:
     """PyAV's container for a local file; "file:" lest a colon in the name makes it an address.
 
-    Also for bytes that read and seek; `str` of them is their name in messages.
+    Also for bytes that read and seek, or a pipe; `str` of them is their name in messages.
     """
     source = f"file:{file}" if isinstance(file, Path) else file
-    if not isinstance(file, Path):
+    if not isinstance(file, Path | Pipe):
         file.seek(0)
     try:
         container = av.open(
@@ -57,7 +76,9 @@ def open_container(file: Path | BinaryIO) -> Any:
     return container
 
 
-def _first_bytes(file: Path | BinaryIO) -> bytes:
+def _first_bytes(file: Path | BinaryIO | Pipe) -> bytes:
+    if isinstance(file, Pipe):
+        return b""
     if isinstance(file, Path):
         with file.open("rb") as opened:
             return opened.read(8)
@@ -76,7 +97,7 @@ def video_streams(container: Any) -> list[Any]:
     return [stream for stream in container.streams.video if not stream.disposition & _NO_VIDEO]
 
 
-def video_stream(container: Any, file: Path | BinaryIO, number: int | None = None) -> Any:
+def video_stream(container: Any, file: Path | BinaryIO | Pipe, number: int | None = None) -> Any:
     """Video stream `number`; None: the one that the file marks as default, else the first.
 
     Raises VideoError where there is none that can be decoded.
@@ -150,7 +171,7 @@ class ContainerFrames:
     """
 
     def __init__(
-        self, file: Path | BinaryIO, number: int | None = None, skip_damaged: bool = False
+        self, file: Path | BinaryIO | Pipe, number: int | None = None, skip_damaged: bool = False
     ) -> None:
         self.file, self.number, self.skip_damaged = file, number, skip_damaged
         self.notes: list[str] = []
@@ -307,6 +328,8 @@ class ContainerFrames:
 
     def _is_cut_short(self) -> bool:
         """Whether what the container states lies past the end of the file."""
+        if isinstance(self.file, Pipe):
+            return False
         if isinstance(self.file, Path):
             with self.file.open("rb") as opened:
                 return _ends_early(opened, self.container.format.name)

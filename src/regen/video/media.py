@@ -7,6 +7,7 @@ from pathlib import Path
 import av
 import numpy as np
 
+PIPE = Path("-")  # standard input or output
 PICTURE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"})
 PICTURE_FRAME_RATE = Fraction(24)  # of pictures and folders, and where a container is silent
 

@@ -1,17 +1,19 @@
 """Video files, pictures, folders of pictures -> frames uint8 [H, W, 3] in RGB with exact times."""
 
+import sys
 from collections.abc import Iterator
 from fractions import Fraction
+from itertools import chain
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import av
 import numpy as np
 import torch
 
 from regen.video.colour import frame_orientation, frame_pixels
-from regen.video.containers import ContainerFrames, num_shown
-from regen.video.media import PICTURE_FRAME_RATE, Frame, VideoError, VideoInfo
+from regen.video.containers import ContainerFrames, Pipe, num_shown
+from regen.video.media import PICTURE_FRAME_RATE, PIPE, Frame, VideoError, VideoInfo
 from regen.video.pictures import is_picture, open_folder, picture_info, read_picture
 
 
@@ -29,14 +31,21 @@ class VideoReader:
         self, path: str | Path, stream: int | None = None, skip_damaged: bool = False
     ) -> None:
         path = Path(path)
-        if not path.exists():
+        if path != PIPE and not path.exists():
             raise VideoError(
                 f"{path}: no such file; give a video, a picture or a folder of pictures"
             )
         self._passes: list[Iterator[Frame]] = []
         self._container: ContainerFrames | None = None
         self._files = [path]
-        if path.is_dir():
+        self._begun: Iterator[tuple[Any, Fraction | None]] | None = None  # of a pipe, read once
+        if path == PIPE:
+            self._container = ContainerFrames(Pipe(sys.stdin.buffer), stream, skip_damaged)
+            begun = iter(self._container)
+            first = next(begun)
+            self.info = _container_info(path, self._container, *first)
+            self._begun = chain([first], begun)
+        elif path.is_dir():
             self.info, self._files = open_folder(path)
         elif path.stat().st_size == 0:
             raise VideoError(f"{path}: the file is empty (0 bytes); expected a video or a picture")
@@ -45,7 +54,9 @@ class VideoReader:
             read_picture(path)
         else:
             self._container = ContainerFrames(path, stream, skip_damaged)
-            self.info = _container_info(path, self._container)
+            begun = iter(self._container)
+            self.info = _container_info(path, self._container, *next(begun))
+            begun.close()  # type: ignore[attr-defined]  # a generator
 
     @property
     def notes(self) -> list[str]:
@@ -82,7 +93,7 @@ class VideoReader:
                 yield read_picture(file), index / PICTURE_FRAME_RATE
             return
         orientation = None
-        for frame, stamp in self._container:
+        for frame, stamp in self._begun or self._container:
             # Of the first frame: reading side data ties a frame into a cycle, and costs memory.
             orientation = orientation or frame_orientation(frame)
             yield frame_pixels(frame, *orientation), stamp
@@ -104,6 +115,7 @@ def open_video(
 ) -> VideoReader:
     """Open a video for reading: a file FFmpeg knows, a picture, or a folder of pictures.
 
+    "-" is standard input, read as it comes and once; see `is_streamed`.
     Pictures of a folder come in natural order. The first frame is decoded at once. Frames are
     turned as the file says; transparent pixels lie on white; HDR is tone-mapped to SDR; interlaced
     frames are deinterlaced. `stream` is a number among the video streams, from 0; None: the one
@@ -154,9 +166,10 @@ def video_to_frames(video: torch.Tensor) -> np.ndarray:
     return levels.permute(1, 2, 3, 0).contiguous().cpu().numpy()
 
 
-def _container_info(path: Path, frames: ContainerFrames) -> VideoInfo:
-    started = iter(frames)
-    frame, stamp = next(started)
+def _container_info(
+    path: Path, frames: ContainerFrames, frame: Any, stamp: Fraction | None
+) -> VideoInfo:
+    """Of a pass that has begun with this frame."""
     container, stream = frames.container, frames.stream
     start = stream.start_time
     is_whole = None in (start, stamp) or stamp <= start * stream.time_base
@@ -168,7 +181,7 @@ def _container_info(path: Path, frames: ContainerFrames) -> VideoInfo:
     if duration is None and container.duration:
         duration = Fraction(container.duration, av.time_base)
     aspect = stream.sample_aspect_ratio or Fraction(1)
-    info = VideoInfo(
+    return VideoInfo(
         path=path,
         width=frame.height if turned else frame.width,
         height=frame.width if turned else frame.height,
@@ -183,5 +196,3 @@ def _container_info(path: Path, frames: ContainerFrames) -> VideoInfo:
         has_audio=bool(container.streams.audio),
         is_still=False,
     )
-    started.close()  # type: ignore[attr-defined]  # a generator
-    return info

@@ -16,7 +16,7 @@ from PIL import Image
 from regen.files import Draft
 from regen.video.containers import ContainerFrames, stream_end
 from regen.video.matroska import set_pixel_shape
-from regen.video.media import PICTURE_SUFFIXES, VideoError, one_line
+from regen.video.media import PICTURE_SUFFIXES, PIPE, VideoError, one_line
 from regen.video.sound import prepare_sound
 
 
@@ -46,6 +46,7 @@ class VideoWriter:
       .mkv   FFV1, lossless RGB, times rounded to milliseconds
       .png   one picture; a second frame is an error
       none   a folder of pictures frame_000000.png, frame_000001.png, ...
+    The path "-" is standard output, into which frames go as .mkv has them, at once.
 
     `audio_from` names a file whose first sound track goes along (not into pictures), copied as it
     is where the format takes it, else as AAC (.mp4), Opus (.webm) or FLAC (.mkv) in stereo, in time
@@ -72,13 +73,14 @@ class VideoWriter:
         self.path, self._shape = Path(path), (height, width, 3)
         if width < 1 or height < 1 or frame_rate <= 0:
             raise ValueError(f"got {width}x{height} at {frame_rate}/s; expected positive numbers")
-        suffix = self.path.suffix.lower()
+        suffix = ".mkv" if self.path == PIPE else self.path.suffix.lower()
         if suffix not in (*_CODECS, ".png", ""):
             endings = ", ".join((*_CODECS, ".png"))
             raise VideoError(
                 f"{path}: cannot write {suffix}; the output must end in {endings}, or have no "
                 "suffix (a folder of PNGs)"
             )
+        self._draft: Draft | None = None
         if self.path.is_dir() and (suffix or any(self.path.iterdir())):
             raise VideoError(
                 f"{path}: is a folder{'' if suffix else ' with files'}; give a new name"
@@ -86,7 +88,8 @@ class VideoWriter:
         if self.path.exists() and not self.path.is_dir() and not suffix:
             raise VideoError(f"{path}: is a file; give a new name for the folder of pictures")
         try:
-            self._draft = Draft(self.path, is_folder=not suffix)
+            if self.path != PIPE:
+                self._draft = Draft(self.path, is_folder=not suffix)
         except OSError as error:
             raise VideoError(
                 f"{path}: cannot write there ({one_line(error)}); name an existing, writable folder"
@@ -101,7 +104,8 @@ class VideoWriter:
             with self._undo_on_error():
                 rate = Fraction(frame_rate).limit_denominator(100_000)
                 self._stream = _StreamSink(
-                    self._draft.path, width, height, rate, sample_aspect_ratio, time_base
+                    self._draft.path if self._draft else None,
+                    *(suffix, width, height, rate, sample_aspect_ratio, time_base),
                 )
                 if audio_from is not None and not Path(audio_from).is_dir():
                     self.notes += self._stream.add_sound(Path(audio_from))
@@ -128,6 +132,7 @@ class VideoWriter:
                     "suffix (a folder of PNGs)"
                 )
             else:
+                assert self._draft is not None
                 name = "" if self.path.suffix else f"frame_{self._num_frames:06d}.png"
                 # Level 1: five times as fast as Pillow's 6, files a sixth larger.
                 Image.fromarray(pixels).save(self._draft.path / name, "PNG", compress_level=1)
@@ -153,7 +158,8 @@ class VideoWriter:
             return
         self.finish()
         with self._undo_on_error():
-            self._draft.finish()
+            if self._draft:
+                self._draft.finish()
         self._closed = True
 
     @contextmanager
@@ -170,7 +176,8 @@ class VideoWriter:
         self._closed = True
         if self._stream:
             self._stream.abandon()
-        self._draft.discard()
+        if self._draft:
+            self._draft.discard()
 
     def __enter__(self) -> Self:
         return self
@@ -207,34 +214,43 @@ def write_video(
 
 
 class _StreamSink:
-    """A video stream being encoded into a container, with the packets of a sound track between."""
+    """A video stream being encoded into a container, with the packets of a sound track between.
+
+    `path` None: standard output, in the container that ends in `suffix`.
+    """
 
     def __init__(
         self,
-        path: Path,
+        path: Path | None,
+        suffix: str,
         width: int,
         height: int,
         rate: Fraction,
         aspect: Fraction,
         time_base: Fraction | None,
     ) -> None:
-        encoder, options, flags = _CODECS[path.suffix]
-        self._path, self._aspect = path, aspect
-        self._container = cast(Any, av.open(f"file:{path}", "w", options=flags))
+        encoder, options, flags = _CODECS[suffix]
+        self._path, self._suffix, self._aspect = path, suffix, aspect
+        if path is None:  # each frame goes out by itself, and no place for an index is left
+            flags = {"live": "1", "cluster_time_limit": "1", "flush_packets": "1"}
+            self._container = cast(Any, av.open("pipe:1", "w", format="matroska", options=flags))
+        else:
+            self._container = cast(Any, av.open(f"file:{path}", "w", options=flags))
         self._video = self._container.add_stream(encoder, rate=rate, options=options)
         self._video.width, self._video.height = width, height
         context = self._video.codec_context
         context.sample_aspect_ratio = aspect
-        if path.suffix == ".mkv":
+        if suffix == ".mkv":
             self._video.pix_fmt = "bgr0"
         else:
-            odd = path.suffix == ".mp4" and (width % 2 or height % 2)
+            odd = suffix == ".mp4" and (width % 2 or height % 2)
             self._video.pix_fmt = "yuv444p" if odd else "yuv420p"
             context.colorspace, context.color_range = 1, ColorRange.MPEG
             context.color_primaries, context.color_trc = ColorPrimaries.BT709, ColorTrc.BT709
         # Matroska counts in milliseconds.
-        ticks = _ticks_per_s(rate, time_base) if path.suffix == ".mp4" else 1000
+        ticks = _ticks_per_s(rate, time_base) if suffix == ".mp4" else 1000
         self._tick = Fraction(1, ticks)
+        self._usual = max(1, round(ticks / rate))  # duration of a frame
         context.time_base = self._tick
         self._durations: dict[int, int] = {}
         self._held: Any = None  # a frame waits for the next one, which ends it
@@ -245,7 +261,7 @@ class _StreamSink:
     def add_sound(self, path: Path) -> list[str]:
         """The first sound track of a file, shifted: its first video frame is at 0. What to say."""
         start, end = _video_span(path)
-        sound, notes = prepare_sound(path, self._path.suffix, start)
+        sound, notes = prepare_sound(path, self._suffix, start)
         if sound:
             self._sound = sound.packets(self._container)
             self._sound_video_end = None if end is None else end - start
@@ -270,15 +286,19 @@ class _StreamSink:
         frame.time_base, frame.pts = self._tick, round(time / self._tick)
         if self._held:
             frame.pts = max(frame.pts, self._held.pts + 1)
-            self._encode_held(frame.pts)
+            if self._path:
+                self._encode_held(frame.pts)
         self._held = frame
+        if self._path is None:  # it is to be seen now, before it is known how long it lasts
+            self._encode_held(frame.pts + self._usual)
 
     def finish(self, end: Fraction) -> None:
         """`end`, in s, is that of the last frame."""
         last = max(self._held.pts + 1, round(end / self._tick))
-        self._encode_held(last)
+        if self._path:
+            self._encode_held(last)
         packets = self._video.encode()
-        if packets and self._path.suffix == ".mp4":  # which adds up durations in decoding order
+        if packets and self._suffix == ".mp4":  # which adds up durations in decoding order
             self._durations[packets[-1].pts] = last - packets[-1].pts
         for packet in packets:
             self._mux(packet)
@@ -288,7 +308,7 @@ class _StreamSink:
         )
         self._mux_sound(None if whole else last * self._tick)
         self._container.close()
-        if self._aspect != 1 and self._path.suffix != ".mp4":
+        if self._path and self._aspect != 1 and self._suffix != ".mp4":
             set_pixel_shape(self._path, self._video.width, self._video.height, self._aspect)
 
     def abandon(self) -> None:
@@ -297,7 +317,7 @@ class _StreamSink:
 
     def _encode_held(self, end: int) -> None:
         self._durations[self._held.pts] = self._held.duration = end - self._held.pts
-        if self._path.suffix == ".mp4" and self._held.duration > _MAX_TICKS:
+        if self._suffix == ".mp4" and self._held.duration > _MAX_TICKS:
             seconds = float(self._held.duration * self._tick)
             raise VideoError(
                 f"a frame of {seconds:.0f} s is longer than .mp4 holds with times this fine, "
