@@ -15,7 +15,7 @@ from regen.chunking import ChunkGeometry
 from regen.codec import FrameGrid, compare_path, decode_file, encode_file, reconstruct_file
 from regen.latent_file import LatentVideo, read_latents
 from regen.perceptual.lpips import LPIPS
-from regen.streaming import StreamDecoder, fast_precision
+from regen.streaming import fast_precision
 from regen.video import VideoWriter, frames_to_video, open_video, read_frames, video_to_frames
 
 H, W = 16, 24
