@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 # Choice: after the one-step picture the other steps draw what it leaves open, from here on, where
 # noise is three times as strong. Before, nothing is known of it and its mean is 0.
 DETAIL_START = 0.76
+VISIBLE_STD = 0.02  # of pixels in [-1, 1]: 2.5 grey levels
 
 
 class ChunkDecoder:
@@ -112,10 +113,14 @@ class ChunkDecoder:
             return draft.mean
         # Choice: all frames share their noise. What stands still then keeps its detail, within a
         # chunk and from one to the next.
-        noise = DETAIL_START * self.noise(0, draft.mean[:, :, :1]).expand_as(draft.mean)
+        spread = draft.spread()
+        # Choice: where little is open, noise is weaker than the model knows it. Detail of a grey
+        # level or two is seen as flicker, if at all (docs/log.md).
+        strength = DETAIL_START * spread / (spread + VISIBLE_STD)
+        noise = strength * self.noise(0, draft.mean[:, :, :1])
         denoise = partial(predict_detail, self.model, draft)
         detail = euler_sample(denoise, noise, self.num_inference_steps - 1, DETAIL_START)
-        return draft.mean + draft.spread() * detail
+        return draft.mean + spread * detail
 
     def _decode_plain(
         self, index: int, latents: torch.Tensor, times: torch.Tensor, ratio: int | None
