@@ -22,6 +22,7 @@ from small_generator import make_pipeline
 from regen.t2v.config import Request
 from regen.t2v.generation import generate_file
 from regen.t2v.pipeline import RegenTextToVideoPipeline, load_pipeline
+from regen.t2v.text_encoder import TextEncoder
 from regen.video import open_video, read_frames, write_video
 
 SEED = 3
@@ -404,3 +405,37 @@ def test_bad_commands_are_one_line_and_leave_nothing(
     assert (status, error.count("\n")) == (1, 1)
     assert error.startswith("regen: ") and message in error
     assert list(tmp_path.iterdir()) == []
+
+
+# -- the embedded model ----------------------------------------------------------------------------
+
+
+def test_the_embedded_model_makes_a_video_and_says_what_it_has_not_learned(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run: Run
+) -> None:
+    short = ("--frames", 34, "--num-inference-steps", 4)
+    status, _, error = run("generate", "a red ball rolls left", tmp_path / "a.mkv", *short)
+    assert status == 0 and "not learned" not in error
+    assert read_frames(tmp_path / "a.mkv").shape == (34, 64, 64, 3)
+    status, _, error = run("generate", "A red dragon rolls", tmp_path / "b.mkv", *short)
+    assert status == 0 and "shapes_t2v has not learned dragon:" in error
+    monkeypatch.setattr(TextEncoder, "encoder_id", lambda self: "another")
+    with pytest.raises(ValueError, match="was trained with text_encoder_id"):
+        load_pipeline()
+
+
+def test_content_latents_share_noise(folder: Path) -> None:
+    """Also where the first latent frames are given; motion latents share none."""
+    transformer = load_pipeline(str(folder)).transformer
+    noise = torch.randn(1, 8, 8, 32, 32, generator=torch.Generator().manual_seed(0))
+    assert transformer.share_noise(noise) is noise
+    transformer.register_to_config(shared_noise=0.5)
+    for first in (0, 1, 2):
+        shared = transformer.share_noise(noise, first)
+        content = slice(first % 2, None, 2)
+        other = slice(1 - first % 2, None, 2)
+        assert torch.equal(shared[:, :, other], noise[:, :, other])
+        frames = shared[:, :, content].transpose(1, 2).flatten(2)[0]
+        assert torch.allclose(frames.std(dim=1), torch.ones(len(frames)), atol=0.05)
+        assert torch.corrcoef(frames)[1:, 0] == pytest.approx(0.5**0.5, abs=0.05)
+        assert torch.corrcoef(frames)[2, 1] == pytest.approx(0.5, abs=0.05)

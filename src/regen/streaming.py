@@ -74,8 +74,8 @@ class StreamEncoder:
 
     A chunk starts where a scene does, and on both sides of a flash. `quality` None: chunks of
     `model.geometry`; else from 0 to 100: of the length that the content asks for, up to the
-    longest that the model knows, see `ChunkLengths`. Raises ValueError for a model that has no
-    such choice.
+    longest that the model knows, see `ChunkLengths`. Raises ValueError for a model that knows one
+    length alone.
     """
 
     def __init__(self, model: Autoencoder, quality: float | None = None) -> None:

@@ -47,8 +47,9 @@ class MovingObjective(nn.Module):
 
     Choice: one-step pictures weigh the logarithm of each frame's error. PSNR is a mean of
     logarithms, so a decibel of any clip counts as much as of any other.
-    Choice: the error of the detail is divided by what a Gaussian leaves open at its timestep, so
-    that all timesteps weigh alike.
+    Choice: the error of the detail is divided by what a Gaussian leaves open at its timestep. So
+    all timesteps weigh alike.
+
     Choice: where the detail is learned, half of the chunks know more of their first frames than one
     step gives: a random part of what it leaves open. Several steps know more, too.
     """
