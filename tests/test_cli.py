@@ -310,7 +310,8 @@ def test_interrupt_in_process(
     monkeypatch.setattr(codec.StreamDecoder, "push", interrupted)
     before = contents(place)
     # As from a terminal: `nohup` and background jobs have them ignored.
-    handlers = {signal.SIGINT: signal.default_int_handler, signal.SIGHUP: signal.SIG_DFL}
+    handlers = dict.fromkeys((signal.SIGTERM, signal.SIGHUP), signal.SIG_DFL)
+    handlers |= {signal.SIGINT: signal.default_int_handler}
     kept = {one: signal.signal(one, handler) for one, handler in handlers.items()}
     try:
         done = run(*command.split(), "--model", small_model_folder)
