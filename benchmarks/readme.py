@@ -84,6 +84,10 @@ def main() -> None:
         shutil.copytree(ROOT / "assets", Path(folder) / "assets")
         for block in blocks(page):
             if block.is_output() and block.follows is not None:
+                before = block.follows.follows  # what makes the files that are shown
+                for command in before.commands() if before and not before.is_output() else []:
+                    print(command, flush=True)
+                    run(command, Path(folder), options.threads)
                 commands = block.follows.commands()
                 shown = []
                 for command in commands:
