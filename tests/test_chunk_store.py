@@ -2,7 +2,9 @@
 
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,12 +13,15 @@ from conftest import make_small_model
 from test_motion import constant_field, smooth_picture
 
 from regen.chunking import to_float
+from regen.model import moving_objective
+from regen.model.autoencoder import AutoencoderREGEN
 from regen.model.motion import NEXT_CELL, displacement, interpolate, warp
-from regen.model.moving_content import draft_first, predict_detail
+from regen.model.moving_content import draft_first, move_content, predict_detail
 from regen.model.moving_objective import (
     DETAIL_WEIGHT,
     ERROR_FLOOR,
     OPEN_FLOOR,
+    PERCEPTION_OF_STEPS,
     SPREAD_WEIGHT,
     MovingObjective,
 )
@@ -237,3 +242,56 @@ def test_draws_of_the_objective(store: ChunkStore) -> None:
     assert abs(is_one_step.float().mean() - 0.4) < 0.11 and abs(without / 300 - 0.35) < 0.11
     rest = torch.cat([one for one in times if one is not None])
     assert rest.min() > 0.04 and rest.max() < 0.85 and 0.5 < rest.median() < 0.7
+
+
+@pytest.mark.parametrize("is_image", [True, False])
+def test_lpips_weighs_more_below_one_step(store: ChunkStore, is_image: bool) -> None:
+    """Of squares of 64 pixels of one frame a sample: here a network that sees 1 in each."""
+    model, sizes = make_small_model(), []
+
+    def network(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+        sizes.append((one.shape, other.shape))
+        return torch.ones(len(one))
+
+    network.to = lambda device: network
+    for fraction, expected in ((1.0, 0.5), (0.0, 0.5 * (1 + PERCEPTION_OF_STEPS))):
+        objective = MovingObjective(
+            model, ObjectiveConfig(noise_only_fraction=fraction, perceptual_weight=0.0)
+        )
+        inputs = objective.prepare(batch_of(store, is_image), torch.Generator().manual_seed(0))
+        with torch.no_grad():
+            without = objective(**inputs)
+            objective._perceptual = (network,)
+            objective.config = replace(objective.config, perceptual_weight=0.5)
+            more = objective(**inputs) - without
+        assert torch.allclose(more, torch.full((2,), expected), atol=1e-4)
+    assert set(sizes) == {((2, 3, 64, 64),) * 2} and len(sizes) == 3
+
+
+def test_chunks_may_know_more_of_their_first_frames(
+    store: ChunkStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A part of what one step leaves open: 0 to 1, and none where one step is learned."""
+    model, seen = make_small_model(), []
+
+    def spy(model: AutoencoderREGEN, first: torch.Tensor, *rest: Any) -> Any:
+        seen.append(first)
+        return move_content(model, first, *rest)
+
+    monkeypatch.setattr(moving_objective, "move_content", spy)
+    objective = MovingObjective(model, ObjectiveConfig(noise_only_fraction=0.0))
+    inputs = objective.prepare(batch_of(store), torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        for known in (0.0, 0.25, 1.0):
+            objective(**inputs | {"known": torch.full((2,), known)})
+    none, some, all_of_it = seen
+    assert torch.allclose(all_of_it, inputs["chunk"][:, :, 0], atol=1e-5)
+    assert torch.allclose(some, 0.75 * none + 0.25 * all_of_it, atol=1e-5)
+    known = [
+        objective.prepare(batch_of(store), torch.Generator().manual_seed(seed))["known"]
+        for seed in range(100)
+    ]
+    drawn = torch.cat(known)
+    assert drawn.min() == 0 and 0.8 < drawn.max() <= 1 and 0.35 < (drawn == 0).float().mean() < 0.65
+    objective = MovingObjective(model, ObjectiveConfig(noise_only_fraction=1.0))
+    assert "known" not in objective.prepare(batch_of(store), torch.Generator().manual_seed(0))

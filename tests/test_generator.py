@@ -390,3 +390,18 @@ def test_command(cache: Path, tmp_path: Path, run: Run) -> None:
     assert "all 1 steps done" in run(*words.split())[1]
     said = run(*words.split(), "--patch-size", "1")[2]
     assert "was started with patch_size = 2, now it is 1" in said
+
+
+def test_noise_is_shared_as_the_model_says() -> None:
+    model = make_transformer()
+    model.register_to_config(shared_noise=1.0)
+    batch = {
+        "latents": torch.zeros(2, 8, 6, 4, 4),
+        "num_conditioning": torch.zeros(2, dtype=torch.long),
+        "prompt_embeds": torch.zeros(2, 3, 16),
+        "prompt_mask": torch.ones(2, 3, dtype=torch.bool),
+    }
+    objective = GeneratorObjective(model, CONFIG)
+    noise = objective.prepare(batch, torch.Generator().manual_seed(0))["noise"]
+    assert torch.equal(noise[:, :, ::2], noise[:, :, :1].expand(-1, -1, 3, -1, -1))
+    assert not torch.equal(noise[:, :, 1], noise[:, :, 3])

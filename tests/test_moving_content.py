@@ -7,7 +7,9 @@ import torch
 from conftest import SMALL, make_small_model
 from test_motion import constant_field, moved, smooth_picture
 
+from regen.model import chunk_decoder
 from regen.model.autoencoder import AutoencoderREGEN
+from regen.model.chunk_decoder import DETAIL_START, VISIBLE_STD, ChunkDecoder
 from regen.model.extension import decode_extended
 from regen.model.motion import MOTION_CHANNELS, displacement, from_latents, to_latents, warp
 from regen.model.motion_estimation import estimate_motion
@@ -202,3 +204,38 @@ def test_chunks_that_meet_need_no_extension(
 ) -> None:
     with pytest.raises(ValueError, match="without moving_content: use decode"):
         decode_extended(small_model, latents, 4)
+
+
+def test_one_step_embeds_no_timestep(small_model: AutoencoderREGEN, latents: torch.Tensor) -> None:
+    """So what it learns serves all timesteps."""
+    model = make_small_model()
+    with torch.no_grad():
+        model.dit.time_embed[0].weight.mul_(3)
+    assert torch.equal(decode(model, latents), decode(small_model, latents))
+    more = {"num_inference_steps": 3}
+    assert not torch.equal(decode(model, latents, **more), decode(small_model, latents, **more))
+
+
+def test_noise_is_weak_where_little_is_open(latents: torch.Tensor) -> None:
+    """Of patches that are almost known it hardly changes anything."""
+    model = make_small_model()
+    changes = []
+    for log_spread in (-2.9, 2.9):  # about the typical, 0.05: 0.003, and 0.9
+        with torch.no_grad():
+            model.dit.proj_spread.weight.zero_()
+            model.dit.proj_spread.bias.fill_(log_spread)
+        decoder = ChunkDecoder(model, 2, torch.Generator().manual_seed(0))
+        seen: list[torch.Tensor] = []
+
+        def denoise(_: Any, draft: Any, noisy: torch.Tensor, timestep: Any) -> torch.Tensor:
+            seen.append(noisy)  # noqa: B023
+            return noisy
+
+        with pytest.MonkeyPatch.context() as patch, torch.no_grad():
+            patch.setattr(chunk_decoder, "predict_detail", denoise)
+            decoder.decode(0, latents[:, :, :1], None, torch.zeros(1))
+        spread = float((-3 + 3 * torch.tanh(torch.tensor(log_spread) / 3)).exp())
+        expected = DETAIL_START * spread / (spread + VISIBLE_STD)
+        assert seen[0].std().item() == pytest.approx(expected, rel=0.1)
+        changes.append(expected)
+    assert changes[0] < 0.3 * changes[1]

@@ -439,3 +439,20 @@ def test_content_latents_share_noise(folder: Path) -> None:
         assert torch.allclose(frames.std(dim=1), torch.ones(len(frames)), atol=0.05)
         assert torch.corrcoef(frames)[1:, 0] == pytest.approx(0.5**0.5, abs=0.05)
         assert torch.corrcoef(frames)[2, 1] == pytest.approx(0.5, abs=0.05)
+
+
+def test_the_pipeline_shares_noise(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the model learned it, also beside what is given."""
+    pipeline, seen = load_pipeline(str(folder)), []
+    pipeline.transformer.register_to_config(shared_noise=1.0)
+    monkeypatch.setattr(
+        pipeline, "_denoise", lambda given, latents, *rest: seen.append(latents) or latents
+    )
+    frames = 4 * pipeline.vae.geometry.chunk_length
+    options = {"num_frames": frames, "output_type": "latent", "guidance_scale": 1.0}
+    pipeline("a ball", **options)
+    pipeline("a ball", image=np.zeros((16, 16, 3), np.uint8), **options)
+    for latents, first in zip(seen, (0, 1), strict=True):
+        content = latents[:, :, first % 2 :: 2]
+        assert content.shape[2] == 4 - first
+        assert torch.equal(content, content[:, :, :1].expand_as(content))

@@ -25,8 +25,16 @@ from regen.streaming import (
     StreamEncoder,
     decode_stream,
     encode_stream,
+    fast_precision,
 )
-from regen.video import PIPE, frames_to_video, is_streamed, open_video, read_frames
+from regen.video import (
+    PIPE,
+    frames_to_video,
+    is_streamed,
+    open_video,
+    read_frames,
+    video_to_frames,
+)
 
 
 def two_scenes() -> np.ndarray:
@@ -303,3 +311,14 @@ def test_what_comes_from_a_pipe_is_decoded_at_once(
 
     decode_file(small_model, parts(), tmp_path / "out.mkv", progress=seen.append)
     assert sum(seen) == 27
+
+
+def test_a_chunk_is_decoded_at_its_own_ratio(small_model: AutoencoderREGEN) -> None:
+    latents = torch.randn(8, 2, 2, 3, generator=torch.Generator().manual_seed(0))
+    chunk = EncodedChunk(latents, ChunkSize(5, 4))
+    frames = np.stack(list(decode_stream(small_model, [chunk], 16, 24)))
+    with torch.inference_mode(), fast_precision(small_model.device):
+        expected = small_model.decode(latents[None], num_frames=5, ratio=4).sample
+        other = small_model.decode(latents[None], num_frames=5).sample
+    assert np.array_equal(frames, video_to_frames(expected[0]))
+    assert not np.array_equal(frames, video_to_frames(other[0]))
