@@ -1,5 +1,6 @@
 """A small model with random weights, for all tests that need one and not a good one."""
 
+import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -8,6 +9,7 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState
 
+import regen
 from regen.cli import main
 from regen.data.clips import prepare_clips
 from regen.model.autoencoder import AutoencoderREGEN
@@ -62,6 +64,8 @@ def published(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -
             pytest.skip(str(error))
 
 
+# What a process of its own sees: the code of this checkout.
+SOURCES = {**os.environ, "PYTHONPATH": str(Path(regen.__file__).parents[1])}
 Run = Callable[..., tuple[int, str, str]]
 
 

@@ -14,17 +14,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import Run
+from conftest import SOURCES, Run
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-import regen
 import regen.codec as codec
 import regen.loading as loading
 from regen.model.presets import PRESETS
 from regen.video import open_video, read_frames, write_video
-
-SOURCES = {**os.environ, "PYTHONPATH": str(Path(regen.__file__).parents[1])}
 
 
 def write_clip(path: Path, num_frames: int = 12, height: int = 16, width: int = 24) -> Path:

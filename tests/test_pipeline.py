@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -9,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import Run
+from conftest import SOURCES, Run
 from diffusers import (
     DDIMScheduler,
     DPMSolverMultistepScheduler,
@@ -456,3 +458,20 @@ def test_the_pipeline_shares_noise(folder: Path, monkeypatch: pytest.MonkeyPatch
         content = latents[:, :, first % 2 :: 2]
         assert content.shape[2] == 4 - first
         assert torch.equal(content, content[:, :, :1].expand_as(content))
+
+
+@pytest.mark.parametrize(
+    "command", ["generate prompt out.mp4", "train-generator --data a --output b"]
+)
+def test_without_the_extra_one_line_says_what_to_install(command: str, tmp_path: Path) -> None:
+    """diffusers leaves out its loaders where transformers is not installed."""
+    code = (
+        "import sys; sys.modules['transformers'] = None; from regen.cli import main; "
+        f"sys.argv = {['regen', *command.split()]}; main()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=SOURCES, capture_output=True, text=True
+    )
+    expected = "regen: text to video needs transformers: pip install 'regen-video[t2v]'\n"
+    assert (done.returncode, done.stdout, done.stderr) == (1, "", expected)
+    assert list(tmp_path.iterdir()) == []

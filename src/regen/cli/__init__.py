@@ -75,6 +75,10 @@ def main() -> None:
         _fail(1, "standard output was closed")
     except (ValueError, OSError) as error:
         _fail(1, str(error))
+    except ImportError as error:
+        if error.name != "transformers":  # an extra that is not installed
+            raise
+        _fail(1, str(error))
     except (MemoryError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and "memory" not in str(error):
             raise

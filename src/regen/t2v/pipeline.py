@@ -17,7 +17,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers.loaders import CogVideoXLoraLoaderMixin
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from diffusers.schedulers import FlowMatchEulerDiscreteScheduler
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
@@ -30,8 +29,13 @@ from regen.loading import load_model, load_strictly, loading, read_class_name
 from regen.model import autoencoder
 from regen.model.autoencoder import AutoencoderREGEN
 from regen.t2v import transformer
-from regen.t2v.text_encoder import TextEncoder, quiet_transformers
+from regen.t2v.text_encoder import INSTALL, TextEncoder, quiet_transformers
 from regen.t2v.transformer import RegenTransformer3DModel
+
+try:
+    from diffusers.loaders import CogVideoXLoraLoaderMixin
+except ImportError:  # diffusers has its loaders of LoRA where transformers is
+    raise ImportError(f"text to video needs transformers: {INSTALL}", name="transformers") from None
 
 OUTPUT_TYPES = ("np", "pt", "pil", "latent")
 # The modules that a pipeline saved by regen 0.1 names.
