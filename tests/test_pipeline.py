@@ -466,7 +466,10 @@ def test_the_pipeline_shares_noise(folder: Path, monkeypatch: pytest.MonkeyPatch
 def test_without_the_extra_one_line_says_what_to_install(command: str, tmp_path: Path) -> None:
     """diffusers leaves out its loaders where transformers is not installed."""
     code = (
-        "import sys; sys.modules['transformers'] = None; from regen.cli import main; "
+        "import importlib.util, sys; real = importlib.util.find_spec; "
+        "importlib.util.find_spec = lambda name, *rest: "
+        "None if name == 'transformers' else real(name, *rest); "
+        "sys.modules['transformers'] = None; from regen.cli import main; "
         f"sys.argv = {['regen', *command.split()]}; main()"
     )
     done = subprocess.run(
