@@ -468,7 +468,7 @@ def test_without_the_extra_one_line_says_what_to_install(command: str, tmp_path:
     code = (
         "import importlib.util, sys; real = importlib.util.find_spec; "
         "importlib.util.find_spec = lambda name, *rest: "
-        "None if name == 'transformers' else real(name, *rest); "
+        "None if name in ('transformers', 'peft') else real(name, *rest); "
         "sys.modules['transformers'] = None; from regen.cli import main; "
         f"sys.argv = {['regen', *command.split()]}; main()"
     )
