@@ -239,3 +239,21 @@ def test_noise_is_weak_where_little_is_open(latents: torch.Tensor) -> None:
         assert seen[0].std().item() == pytest.approx(expected, rel=0.1)
         changes.append(expected)
     assert changes[0] < 0.3 * changes[1]
+
+
+def test_only_first_frames_have_noise(latents: torch.Tensor) -> None:
+    """The same in each; the detail of the others begins at 0."""
+    model, seen = make_small_model(), []
+
+    def denoise(_: Any, draft: Any, noisy: torch.Tensor, timestep: Any) -> torch.Tensor:
+        seen.append(noisy / draft.spread())
+        return 0 * noisy
+
+    with torch.no_grad():  # as much is open everywhere
+        model.dit.proj_spread.weight.zero_()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(chunk_decoder, "predict_detail", denoise)
+        decode(model, latents[:, :, :4], num_frames=18, num_inference_steps=2)
+    first, following, *others = seen
+    assert first.std() > 0.1 and torch.equal(first, following)
+    assert [one.shape[2] for one in others] == [8, 8] and not any(one.any() for one in others)

@@ -99,25 +99,26 @@ class ChunkDecoder:
         later, has_next = times[:, ~is_first], after is not None
         warped, reference = move_content(model, first, after, latents, later, ratio=ratio)
         draft = draft_later(model, latents, later, warped, reference, has_next, ratio)
-        video[:, :, ~is_first] = self._sample(draft)
+        video[:, :, ~is_first] = self._sample(draft, is_first=False)
         return video
 
     def _first(self, index: int, latents: torch.Tensor) -> torch.Tensor:
         if index not in self.firsts:
             draft = draft_first(self.model, latents[:, :, 0])
-            self.firsts[index] = self._sample(draft)[:, :, 0].clamp(-1, 1)
+            self.firsts[index] = self._sample(draft, is_first=True)[:, :, 0].clamp(-1, 1)
         return self.firsts[index]
 
-    def _sample(self, draft: Draft) -> torch.Tensor:
+    def _sample(self, draft: Draft, is_first: bool) -> torch.Tensor:
         if self.num_inference_steps == 1:
             return draft.mean
-        # Choice: all frames share their noise. What stands still then keeps its detail, within a
-        # chunk and from one to the next.
-        spread = draft.spread()
-        # Choice: where little is open, noise is weaker than the model knows it. Detail of a grey
-        # level or two is seen as flicker, if at all (docs/log.md).
-        strength = DETAIL_START * spread / (spread + VISIBLE_STD)
-        noise = strength * self.noise(0, draft.mean[:, :, :1])
+        spread, noise = draft.spread(), torch.zeros_like(draft.mean)
+        if is_first:
+            # Choice: only first frames have noise, the same in each. Their detail moves with the
+            # content, and stays where it stands still; noise of their own makes others flicker.
+            # Choice: where little is open, noise is weaker than the model knows it. Detail of a
+            # grey level or two is seen as flicker, if at all (docs/log.md).
+            strength = DETAIL_START * spread / (spread + VISIBLE_STD)
+            noise = strength * self.noise(0, draft.mean)
         denoise = partial(predict_detail, self.model, draft)
         detail = euler_sample(denoise, noise, self.num_inference_steps - 1, DETAIL_START)
         return draft.mean + spread * detail
